@@ -1,0 +1,33 @@
+PYTHON ?= python3
+OFFLINE_STEPS ?= 15000
+ONLINE_STEPS ?= 10000
+
+DEMO = --runs-dir runs/demo --overwrite
+READY = .venv/requirements.stamp
+
+.PHONY: help demo test check
+help:
+	@echo "make demo    pretrain, train from scratch, finetune twice, plot: curves in runs/demo"
+	@echo "make test    run the tests"
+	@echo "make check   formatting, lint, tests"
+	@echo "Each makes .venv with \$$(PYTHON) = $(PYTHON) and installs requirements.txt first."
+
+$(READY): requirements.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+demo: $(READY)
+	.venv/bin/python offline_pretrain_sac.py $(DEMO) --offline-steps $(OFFLINE_STEPS)
+	.venv/bin/python sac_scratch.py $(DEMO) --online-steps $(ONLINE_STEPS)
+	.venv/bin/python online_finetune_sac.py $(DEMO) --online-steps $(ONLINE_STEPS)
+	.venv/bin/python online_finetune_sac.py $(DEMO) --online-steps $(ONLINE_STEPS) --q-filter-percentile 25
+	.venv/bin/python plot_curves.py runs/demo
+
+test: $(READY)
+	.venv/bin/python -m pytest
+
+check: $(READY)
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/python -m pytest
