@@ -15,8 +15,8 @@ pretrained score, a dotted line the last score of a run without an online phase.
 Each quantity of the table is taken per seed, then over seeds: the mean, unless said otherwise.
     offline     score of the policy that the online phase starts from, at env_step 0 (`start` says whether it
                 was pretrained or untrained); of a run without an online phase, its last score
-    final       score of the last evaluation, never of the best one; final_low and final_high are the ends of
-                the bootstrap interval of the mean
+    final       score of the last evaluation, never of the best one, also of a seed that stopped early;
+                final_low and final_high are the ends of the bootstrap interval of the mean
     iqm         interquartile mean of the final scores (see `iqm`), with its own interval
     last_five   mean score of the last five evaluations of the same phase (of all where there are fewer)
     delta       final - offline
@@ -470,7 +470,7 @@ def finish_axes(ax, title, x_label, y_label, handles):
     """Labels, ticks such as 10k, and the legend below the axes, where it covers nothing."""
     columns = 2 if len(handles) > 3 and max(len(handle.get_label()) for handle in handles) <= 42 else 1
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": columns}
-    ax.legend(handles=handles, **place, fontsize=8, frameon=False)
+    ax.legend(handles=handles, **place, fontsize=8, handlelength=3, frameon=False)
     ax.set(title=title, xlabel=x_label, ylabel=y_label)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))

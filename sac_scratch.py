@@ -1,44 +1,41 @@
 """Soft actor-critic from scratch: the baseline that every finetuned policy is compared with.
 
 SAC learns a stochastic policy and an ensemble of critics from its own experience, and is paid for
-keeping its actions random (maximum entropy). Nothing is pretrained here. With --dataset the logged
-transitions may be mixed into the batches (RLPD), still without pretraining.
+keeping its actions random (maximum entropy). Nothing is pretrained. With --dataset, logged transitions
+are mixed into the batches (--offline-ratio 0.5 is RLPD's symmetric sampling).
 
-Paper: Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications" (arXiv 1812.05905).
-Options: the Q-filter; optimistic actions of O3F; the policy constraint of TD3-C (arXiv 2303.17396);
-symmetric sampling of RLPD (Ball et al. 2023, arXiv 2302.02948).
+Papers: SAC, Haarnoja et al. 2018 (arXiv 1812.05905). Options: O3F's optimistic actions; TD3-C's policy
+constraint (arXiv 2303.17396); RLPD's sampling (Ball et al. 2023, arXiv 2302.02948); the Q-filter.
 
 Objective
-    critic   L(phi) = sum_e mean_B (Q_e(s, a) - y)^2                                  critic_loss
-             y = r + gamma (1 - terminated) (min_e Q'_e(s', a') - alpha log pi(a'|s'))    eqs. (5)-(6)
-    actor    L(theta) = sum_B w (alpha log pi(a|s) - min_e Q_e(s, a)) / sum_B w       actor_loss, eq. (7)
-             w = 1, or --q-filter-weight where Q(s, a) is under the threshold   (Q-filter)
-             + lambda (d^2 - epsilon),  d^2 = mean_B |mu(s) - mu'(s)|^2         (TD3-C, eqs. 4-5)
-    alpha    L(alpha) = alpha (entropy - target entropy)                              update, eq. (18)
-    lambda   L(lambda) = lambda (epsilon - d^2),  lambda >= 0                         update
-    targets  phi' <- (1 - tau) phi' + tau phi, and the same for the policy's copy     update
-    acting   a ~ pi(s), or the best of N draws from N(a, sigma^2) by mean_e Q + omega std_e Q
+    critic  L(phi) = sum_e mean_B (Q_e(s, a) - y)^2                                  critic_loss, eq. (5)
+            y = r + gamma (1 - terminated) (min_e Q'_e(s', a') - alpha log pi(a'|s'))
+    actor   L(theta) = sum_B w (alpha log pi(a|s) - min_e Q_e(s, a)) / sum_B w       actor_loss, eq. (7)
+            w = 1, but --q-filter-weight where Q is under the threshold              q_filter
+            + lambda (d^2 - epsilon),  d^2 = mean_B |mu(s) - mu'(s)|^2               TD3-C, eqs. (4)-(5)
+    alpha   L = alpha (entropy - target entropy);  lambda  L = lambda (epsilon - d^2)  update, eq. (18)
+    acting  a ~ pi(s), or the best of N draws from N(a, sigma^2) by mean_e Q + omega std_e Q
                                                                        select_action, O3F algorithm 1
 
-Symbols and shapes: S seeds, E critics, B batch, O observation, A action, N candidates.
-    Everything carries the seed axis first: obs (S, B, O), action (S, B, A) in [-1, 1], Q (S, E, B).
+Symbols and shapes: S seeds, E critics, B batch, O observation, A action, N candidates. The seed axis
+comes first everywhere: obs (S, B, O), action (S, B, A) in [-1, 1], reward (S, B), Q (S, E, B).
 
-Reads   nothing, or --dataset (a Minari or D4RL dataset; see --help).
-Writes  runs/<env>/sac_scratch[-<tag>]/seed<k>/: config.json, eval.csv (one row an episode, return in
-        the environment's undiscounted units), metrics.csv, TensorBoard events, checkpoint.pt; and with
-        --save-dataset one seed's whole experience as a Minari dataset.
+Reads   nothing, or --dataset (Minari or D4RL).
+Writes  runs/<env>/sac_scratch[-<tag>]/seed<k>/: config.json, eval.csv (a row an episode; return is
+        undiscounted, in the environment's units), metrics.csv, TensorBoard events, checkpoint.pt;
+        with --save-dataset the first seed's whole experience as a Minari dataset.
 
-Differs from online_finetune_sac.py: the first --warmup-steps actions are uniformly random, because
-there is no policy worth following yet; there is no checkpoint to start from.
+Differs from online_finetune_sac.py: no checkpoint to start from; the first --warmup-steps actions are
+uniformly random, since there is no policy worth following yet.
 
-Deviations: the critics' hidden layers have a LayerNorm without scale and shift (--no-layer-norm for
-the paper's); the policy's log standard deviation is squashed into [-5, 2]; the constraint, which TD3-C
-states for a deterministic policy, is on the squashed policy means, summed over action dimensions, with
-lambda = exp(log_dual) under its own Adam (the paper leaves the parametrisation open).
+Deviations: LayerNorm (no scale, no shift) in the critics unless --no-layer-norm; the log standard
+deviation of the policy is squashed into [-5, 2]; TD3-C's constraint, stated for a deterministic policy,
+is on the squashed means, summed over action dimensions, with lambda = exp(log_dual) and its own Adam
+(the paper leaves that open).
 
-Run, a minute on two CPU cores (return at 3,000 steps: about 100-250):
+Run, a minute on one CPU core:
     python sac_scratch.py --online-steps 3000 --warmup-steps 500 --eval-every 1000
-Run, the baseline curve (ten seeds; one GPU is advised):
+Run, the baseline (a GPU is advised):
     python sac_scratch.py --num-seeds 10
 """
 
@@ -50,13 +47,14 @@ import hashlib
 import json
 import math
 import os
-import platform
+import re
 import shutil
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -80,48 +78,52 @@ ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
 @dataclass
 class Args:
     # experiment
-    env: str = "Hopper-v4"  # Gymnasium environment id; actions are in [-1, 1] inside, rescaled at its edge
+    env: str = "Hopper-v4"  # Gymnasium id; actions are in [-1, 1] inside and rescaled at its edge
     seed: int = 1  # first seed
-    num_seeds: int = 1  # seeds trained together in one process: seed, seed + 1, ...
+    num_seeds: int = 1  # seeds trained together: seed, seed + 1, ...
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA when there is one
-    compile: Literal["auto", "on", "off"] = "auto"  # compile the update (and CUDA graphs); auto: on CUDA only
+    compile: Literal["auto", "on", "off"] = "auto"  # compile the update; auto: if the run is long enough to gain
     runs_dir: str = "runs"  # results go to <runs-dir>/<env>/<script>[-<tag>]/seed<k>/
     overwrite: bool = False  # replace a run of the same settings
     # data
-    dataset: str | None = None  # D4RL .hdf5 file, Minari folder or Minari id, looked up in this order: path, local Minari cache, bundled datasets/, download; default: the bundled one, where data are needed
-    save_dataset: str | None = None  # write the first seed's experience as this Minari id, e.g. hopper/medium-replay-v0
+    dataset: str | None = None
+    """D4RL .hdf5 file, Minari folder or Minari id; looked up as a path, in the local Minari cache, in
+    datasets/, then downloaded. Default: the bundled one, where data are needed"""
+    save_dataset: str | None = None  # write the first seed's experience as this Minari id (hopper/mine-v0)
     # evaluation
-    eval_every: int = 5_000  # steps between evaluations of the deterministic policy (step 0 and the last included)
-    eval_episodes: int = 5  # episodes an evaluation, each on its own environment
+    eval_every: int = 5_000  # steps between evaluations; the first and the last step are always evaluated
+    eval_episodes: int = 5  # episodes an evaluation, of the deterministic policy
     # optimisation
     batch_size: int = 256  # transitions a seed and update
     gamma: float = 0.99  # discount a step
-    tau: float = 0.005  # step of the targets towards their networks, an update
+    tau: float = 0.005  # share of the networks that moves into their targets, an update
     actor_lr: float = 3e-4  # Adam's step size
     critic_lr: float = 3e-4  # Adam's step size
     alpha_lr: float = 3e-4  # Adam's step size for the log temperature
-    num_critics: int = 2  # critics; the minimum over all is used (SAC-N)
-    layer_norm: bool = True  # LayerNorm in the critics' hidden layers
+    num_critics: int = 2  # the minimum over all of them is used (more than 2: SAC-N)
+    layer_norm: bool = True  # LayerNorm in the critics
     hidden_dim: int = 256  # width of the two hidden layers
     # online
     online_steps: int = 250_000  # environment steps a seed
-    warmup_steps: int = 5_000  # steps that act without updating; uniformly random where nothing was pretrained
+    warmup_steps: int = 5_000  # first steps that act and do not update
     updates_per_step: int = 1  # gradient updates an environment step
-    replay: Literal["append", "online", "ratio"] | None = None  # batches from offline and online rows alike, online rows only, or a fixed ratio; default: ratio if --offline-ratio is given, append if there are offline data, else online
-    offline_ratio: float | None = None  # share of offline rows in a batch, in [0, 1] (RLPD: 0.5)
+    replay: Literal["append", "online", "ratio"] | None = None
+    """batches from offline and online rows alike, from online rows only, or with a fixed share of offline
+    rows. Default: ratio if --offline-ratio is given, else append if there are offline data, else online"""
+    offline_ratio: float | None = None  # share of offline rows in a batch, in [0, 1]; with ratio: 0.5
     offline_ratio_end: float | None = None  # anneal --offline-ratio linearly to this over the online steps
     replay_capacity: int = 1_000_000  # online transitions kept a seed
     # optimistic actions (O3F)
-    num_candidates: int = 0  # 0: the policy's action; 1: it plus noise; N: the best of N noisy draws by the critics
-    candidate_std: float = 0.2  # standard deviation of the candidates around the policy's action, action units in [-1, 1]
-    optimism: float = 0.0  # weight of the critics' standard deviation in a candidate's score (UCB)
+    num_candidates: int = 0  # 0: the policy's action; 1: one noisy draw; N: the best of N noisy draws
+    candidate_std: float = 0.2  # standard deviation of the draws, in units of actions in [-1, 1]
+    optimism: float = 0.0  # weight of the critics' standard deviation in a draw's score (UCB)
     # Q-filter
-    q_filter_percentile: float = 0.0  # policy updates ignore the batch's rows whose Q is under this percentile, in [0, 100); 0: off
-    q_filter_value: float | None = None  # a fixed threshold on Q instead of a percentile
-    q_filter_weight: float = 0.0  # weight of the filtered rows: 0 drops them, a small value downweights
-    q_filter_actions: Literal["data", "policy"] = "data"  # whose Q is compared: the batch's actions or the policy's
+    q_filter_percentile: float = 0.0  # leave rows out of the policy loss under this percentile of Q; 0: off
+    q_filter_value: float | None = None  # a fixed threshold on Q instead, in units of discounted return
+    q_filter_weight: float = 0.0  # weight of the rows under the threshold: 0 drops them
+    q_filter_actions: Literal["data", "policy"] = "data"  # Q of the batch's actions or of the policy's
     # policy constraint (TD3-C)
-    epsilon: float = math.inf  # bound on the squared distance between the policy's mean action and its target copy's; inf: off
+    epsilon: float = math.inf  # bound on the squared distance to the target policy's action; inf: off
     dual_lr: float = 1e-2  # Adam's step size for the log dual variable
 
 
@@ -202,34 +204,6 @@ class GaussianActor(nn.Module):
         return mean, log_std
 
 
-class Adam(nn.Module):
-    """Adam (Kingma & Ba 2015, algorithm 1) in place on `params`, equal to torch.optim.Adam's step.
-
-    A module, so that its moments live in the agent's state_dict; a few foreach kernels, so that it
-    compiles into the same graph as the losses.
-    """
-
-    def __init__(self, params: Iterable[Tensor]):
-        super().__init__()
-        self.params = list(params)
-        self.m = nn.ParameterList(torch.zeros_like(p) for p in self.params)
-        self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params)
-        self.register_buffer("t", torch.zeros(()))
-
-    def step(self, grads: Iterable[Tensor], lr: float) -> None:
-        grads, m, v = list(grads), list(self.m), list(self.v)
-        self.t.add_(1)
-        torch._foreach_lerp_(m, grads, 1 - ADAM_BETA1)
-        torch._foreach_mul_(v, ADAM_BETA2)
-        torch._foreach_addcmul_(v, grads, grads, 1 - ADAM_BETA2)
-        denominator = torch._foreach_sqrt(v)
-        torch._foreach_div_(denominator, (1 - ADAM_BETA2**self.t).sqrt())
-        torch._foreach_add_(denominator, ADAM_EPS)
-        delta = torch._foreach_div(m, denominator)
-        torch._foreach_mul_(delta, -lr / (1 - ADAM_BETA1**self.t))
-        torch._foreach_add_(self.params, delta)
-
-
 class Agent(nn.Module):
     """Everything that a checkpoint must hold: networks, targets, temperature, dual, optimisers.
 
@@ -242,6 +216,8 @@ class Agent(nn.Module):
         self.actor = GaussianActor(generators, obs_dim, action_dim, hidden_dim)
         self.critic = Critic(generators, obs_dim, action_dim, hidden_dim, num_critics, layer_norm)
         self.target_actor, self.target_critic = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
+        self.shape = {"obs_dim": obs_dim, "action_dim": action_dim, "hidden_dim": hidden_dim}
+        self.shape |= {"num_critics": num_critics, "layer_norm": layer_norm}
         self.log_alpha = nn.Parameter(torch.zeros(len(seeds)))
         self.log_dual = nn.Parameter(torch.zeros(len(seeds)))
         self.actor_adam = Adam(self.actor.parameters())
@@ -321,9 +297,7 @@ def critic_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, noise: Te
     return loss.sum(), (metrics, q)
 
 
-def actor_loss(
-    params: dict[str, Tensor], agent: Agent, batch: Batch, noise: Tensor, args: Args, data_q: Tensor
-):
+def actor_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, noise: Tensor, args: Args, data_q: Tensor):
     """Eq. (7), Q-filtered and constrained; data_q (S, B) is min_e Q of the batch's actions."""
     alpha = agent.log_alpha.exp()[:, None]
     mean, log_std = functional_call(agent.actor, params, (batch.obs,))
@@ -372,33 +346,51 @@ def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
 
 # ---- plumbing: the same text in every script ----
 
+SCRIPT = Path(__file__).stem
 BUNDLED = Path(__file__).resolve().parent / "datasets"
 DEFAULT_DATASETS = {"Hopper": "hopper/medium-replay-v0"}  # what --dataset is when it is not given
-D4RL_SCORES = {  # undiscounted returns of a random and of an expert policy (D4RL, Fu et al. 2020)
+D4RL_SCORES = {  # undiscounted returns of a random and of an expert policy (Fu et al. 2020, arXiv 2004.07219)
     "HalfCheetah": (-280.178953, 12135.0),
     "Hopper": (-20.272305, 3234.3),
     "Walker2d": (1.629008, 4592.3),
     "Ant": (-325.6, 3879.7),
 }
-POSITIVE = "num_seeds eval_every eval_episodes batch_size num_critics hidden_dim offline_steps online_steps "
-POSITIVE += "updates_per_step replay_capacity actor_lr critic_lr alpha_lr dual_lr epsilon tau"
-RANGES = {
-    **{name: ("above 0", lambda x: x > 0) for name in POSITIVE.split()},
-    **{name: ("at least 0", lambda x: x >= 0) for name in ("seed", "warmup_steps", "num_candidates")},
-    **{name: ("in [0, 1]", lambda x: 0 <= x <= 1) for name in ("offline_ratio", "offline_ratio_end", "gamma")},
-    "candidate_std": ("finite and at least 0", lambda x: 0 <= x < math.inf),
-    "optimism": ("finite", lambda x: abs(x) < math.inf),
-    "q_filter_percentile": ("in [0, 100)", lambda x: 0 <= x < 100),
-    "q_filter_value": ("finite", lambda x: abs(x) < math.inf),
-    "q_filter_weight": ("in [0, 1]", lambda x: 0 <= x <= 1),
-}
-UNTAGGED = (  # settings that do not change what is learned, or that the run's name tells otherwise
-    "env seed num_seeds device compile runs_dir overwrite dataset save_dataset eval_every eval_episodes "
-    "checkpoint"
-).split()
-TAG_NAMES = {"offline_steps": "offline", "online_steps": "online", "offline_ratio": "ratio", "replay": ""}
-TAG_NAMES |= {"q_filter_percentile": "qf", "q_filter_value": "qv", "q_filter_weight": "qw"}
-TAG_NAMES |= {"q_filter_actions": "qf-", "num_candidates": "n", "candidate_std": "std", "epsilon": "eps"}
+COMPILE_PAYS = 5_000  # updates: on a CPU core compilation costs half a minute and saves about 10 ms an update
+LIMITS = dict.fromkeys(("seed", "warmup_steps", "num_candidates", "candidate_std"), (0, math.inf))  # others: above 0
+LIMITS |= dict.fromkeys(("offline_ratio", "offline_ratio_end", "q_filter_weight", "gamma", "tau"), (0, 1))
+LIMITS |= {"optimism": (-1e9, 1e9), "q_filter_value": (-1e9, 1e9), "q_filter_percentile": (0, 99.999)}
+TAG_NAMES = {"offline_steps": "offline", "online_steps": "online", "q_filter_percentile": "qf", "num_candidates": "n"}
+TAG_NAMES |= {"offline_ratio": "ratio", "replay": ""}
+UNTAGGED = ("env", "seed", "num_seeds", "device", "compile", "runs_dir", "overwrite", "dataset", "save_dataset")
+UNTAGGED += ("checkpoint", "eval_every", "eval_episodes")  # they change nothing that is learned, or stand elsewhere
+
+
+class Adam(nn.Module):
+    """Adam (Kingma & Ba 2015, algorithm 1) in place on `params`, equal to torch.optim.Adam's step.
+
+    A module, so that its moments live in the agent's state_dict; a few foreach kernels, so that it
+    compiles into the same graph as the losses.
+    """
+
+    def __init__(self, params: Iterable[Tensor]):
+        super().__init__()
+        self.params = list(params)
+        self.m = nn.ParameterList(torch.zeros_like(p) for p in self.params)
+        self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params)
+        self.register_buffer("t", torch.zeros(()))
+
+    def step(self, grads: Iterable[Tensor], lr: float) -> None:
+        grads, m, v = list(grads), list(self.m), list(self.v)
+        self.t.add_(1)
+        torch._foreach_lerp_(m, grads, 1 - ADAM_BETA1)
+        torch._foreach_mul_(v, ADAM_BETA2)
+        torch._foreach_addcmul_(v, grads, grads, 1 - ADAM_BETA2)
+        denominator = torch._foreach_sqrt(v)
+        torch._foreach_div_(denominator, (1 - ADAM_BETA2**self.t).sqrt())
+        torch._foreach_add_(denominator, ADAM_EPS)
+        delta = torch._foreach_div(m, denominator)
+        torch._foreach_mul_(delta, -lr / (1 - ADAM_BETA1**self.t))
+        torch._foreach_add_(self.params, delta)
 
 
 def fail(message: str) -> NoReturn:
@@ -407,34 +399,35 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def check_args(args: Args) -> None:
-    """Ends the program with one line if an argument is out of range; touches no file."""
+def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
+    """(observation size, lowest action, highest action) of --env; ends with one line if an argument is off."""
     for field in fields(args):
-        value = getattr(args, field.name)
-        what, accepts = RANGES.get(field.name, ("", None))
-        if accepts and value is not None and not accepts(value):
-            fail(f"--{field.name.replace('_', '-')} {value}: must be {what}")
+        value, (low, high) = getattr(args, field.name), LIMITS.get(field.name, (1e-12, math.inf))
+        if isinstance(value, int | float) and not isinstance(value, bool) and not low <= value <= high:
+            rule = f"in [{low}, {high}]" if field.name in LIMITS else "above 0"
+            fail(f"--{field.name.replace('_', '-')} {value}: must be {rule}")
     if args.device == "cuda" and not torch.cuda.is_available():
-        fail("--device cuda: no CUDA device is available here; use --device cpu or auto")
+        fail("--device cuda: there is no CUDA device here; use --device cpu or auto")
     try:
-        gym.spec(args.env)
+        env = make_env(args.env)
     except (gym.error.Error, ModuleNotFoundError) as error:
-        fail(f"--env {args.env}: Gymnasium knows no such environment ({str(error).splitlines()[0]})")
+        fail(f"--env {args.env}: Gymnasium cannot make it ({str(error).strip().splitlines()[0]})")
+    obs, action = env.observation_space, env.unwrapped.action_space
+    if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
+        fail(f"--env {args.env}: observations must be vectors (a one-dimensional Box), not {obs}")
+    if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1 or not action.is_bounded():
+        fail(f"--env {args.env}: actions must be bounded vectors (a one-dimensional Box), not {action}")
+    return obs.shape[0], action.low, action.high
 
 
-def check_replay(args: Args, has_data: bool) -> None:
-    """Settles --replay and --offline-ratio, which depend on each other and on there being data."""
-    if args.replay is None:
-        args.replay = "ratio" if args.offline_ratio is not None else "append" if has_data else "online"
-    if args.replay == "ratio" and args.offline_ratio is None:
-        args.offline_ratio = 0.5
-    if args.replay != "ratio" and args.offline_ratio is not None:
-        fail(f"--offline-ratio {args.offline_ratio}: needs --replay ratio, not {args.replay}")
-    if args.offline_ratio_end is not None and args.offline_ratio is None:
+def check_replay(args: Args, has_data: bool) -> str:
+    """The replay strategy: --replay, or what --offline-ratio and the presence of offline data imply."""
+    replay = args.replay or ("ratio" if args.offline_ratio is not None else "append" if has_data else "online")
+    if replay != "ratio" and args.offline_ratio is not None:
+        fail(f"--offline-ratio {args.offline_ratio}: needs --replay ratio, not {replay}")
+    if replay != "ratio" and args.offline_ratio_end is not None:
         fail(f"--offline-ratio-end {args.offline_ratio_end}: needs an --offline-ratio to start from")
-
-
-# Environments
+    return replay
 
 
 def make_env(env_id: str) -> gym.Env:
@@ -442,111 +435,80 @@ def make_env(env_id: str) -> gym.Env:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
         env = gym.make(env_id, disable_env_checker=True)
-    return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+    box = isinstance(env.action_space, gym.spaces.Box) and env.action_space.is_bounded()
+    return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)) if box else env
 
 
 def make_envs(env_id: str, count: int) -> gym.vector.VectorEnv:
-    """`count` environments: in processes of their own on a host with many cores, else one after the other."""
-    functions = [lambda: make_env(env_id)] * count
-    mode = gym.vector.AutoresetMode.SAME_STEP
+    """`count` environments: each in a process of its own on a many-core host, else one after the other."""
+    functions, mode = [lambda: make_env(env_id)] * count, gym.vector.AutoresetMode.SAME_STEP
     if count > 1 and len(os.sched_getaffinity(0)) >= 8:
         return gym.vector.AsyncVectorEnv(functions, autoreset_mode=mode)
     return gym.vector.SyncVectorEnv(functions, autoreset_mode=mode)
 
 
-def check_spaces(env_id: str) -> tuple[int, int, np.ndarray, np.ndarray]:
-    """(observation size, action size, lowest action, highest action) of an environment we can train on."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        env = gym.make(env_id)
-    obs, action = env.observation_space, env.action_space
-    env.close()
-    if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
-        fail(f"--env {env_id}: observations must be vectors (a one-dimensional Box), not {obs}")
-    if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1 or not action.is_bounded():
-        fail(f"--env {env_id}: actions must be bounded vectors (a one-dimensional Box), not {action}")
-    return obs.shape[0], action.shape[0], action.low, action.high
-
-
-def score_range(env_id: str, dataset: Dataset | None) -> tuple[float, float] | None:
-    """Returns of a random and of an expert policy: D4RL's, else the dataset's own, else none."""
-    known = D4RL_SCORES.get(env_id.split("-")[0])
-    return known or (dataset.score_range if dataset else None)
-
-
-# Data
-
-
 class Dataset(NamedTuple):
-    name: str
-    env: str | None  # the environment it was recorded in, where the file says so
-    rows: np.ndarray  # (rows, 2 O + A + 3) float32, in the order of Batch; actions in [-1, 1]
+    name: str  # short, for the run's folder
+    source: str  # what --dataset was
+    recorded_in: str | None  # environment id, where the file says so
+    rows: np.ndarray  # (rows, 2 O + A + 3) float32, columns as in Batch, actions in [-1, 1]
     returns: np.ndarray  # (episodes,) undiscounted
-    dropped: int  # last transitions without a next observation
-    score_range: tuple[float, float] | None
-    fingerprint: str
+    dropped: int  # last transitions of episodes that have no next observation
+    scores: tuple[float, float] | None  # the file's own reference returns, random and expert
+    fingerprint: str  # of the rows
 
 
-def read_d4rl(path: Path) -> tuple[list[np.ndarray], dict, int]:
-    """Columns of Batch, metadata and the number of dropped rows, from flat D4RL arrays in HDF5."""
+def read_d4rl(path: Path) -> tuple[list[np.ndarray], dict]:
+    """Columns of Batch and metadata from flat D4RL arrays in HDF5 (`timeouts` are truncations).
+
+    Without `next_observations`, row i + 1 follows row i, but never across the end of an episode: the
+    last transition of a truncated episode is dropped, and the one before it becomes the last.
+    """
     import h5py
 
     with h5py.File(path) as file:
-        missing = {"observations", "actions", "rewards", "terminals"} - set(file)
-        if missing:
-            fail(f"--dataset {path}: no D4RL file, it lacks {', '.join(sorted(missing))}")
-        obs, action, reward = (np.asarray(file[k], np.float32) for k in ("observations", "actions", "rewards"))
-        terminated = np.asarray(file["terminals"], bool)
-        truncated = np.asarray(file["timeouts"], bool) if "timeouts" in file else np.zeros_like(terminated)
-        next_obs = np.asarray(file["next_observations"], np.float32) if "next_observations" in file else None
-    if len(terminated) == 0:
-        fail(f"--dataset {path}: holds no transition")
-    truncated &= ~terminated
-    keep = np.ones(len(terminated), bool)
-    if next_obs is None:  # row i + 1 follows row i, but never across the end of an episode
-        next_obs = np.concatenate([obs[1:], obs[-1:]])
-        keep = ~truncated
-        keep[-1] &= terminated[-1]
-    columns = [obs, action, reward, next_obs, terminated, truncated]
-    return [column[keep] for column in columns], {}, int((~keep).sum())
+        data = {key: np.asarray(file[key]) for key in file if isinstance(file[key], h5py.Dataset)}
+    obs, terminated = data["observations"], data["terminals"].astype(bool)
+    truncated = data.get("timeouts", np.zeros(len(terminated))).astype(bool) & ~terminated
+    next_obs, drop = data.get("next_observations"), np.zeros(len(terminated), bool)
+    if next_obs is None:
+        next_obs, drop = np.concatenate([obs[1:], obs[-1:]]), truncated.copy()
+        drop[-1:] |= ~terminated[-1:]
+        truncated[:-1] |= drop[1:] & ~terminated[:-1]
+    columns = [obs, data["actions"], data["rewards"], next_obs, terminated, truncated]
+    return [column[~drop] for column in columns], {"dropped": int(drop.sum())}
 
 
-def read_minari(path: Path) -> tuple[list[np.ndarray], dict, int]:
+def read_minari(path: Path) -> tuple[list[np.ndarray], dict]:
     """Columns of Batch and metadata from a Minari dataset folder (the one that holds data/)."""
     from minari import MinariDataset
 
     dataset = MinariDataset(path / "data")
     columns = [[] for _ in Batch._fields]
-    for episode in dataset.iterate_episodes():
-        obs = np.asarray(episode.observations, np.float32)
-        values = (obs[:-1], episode.actions, episode.rewards, obs[1:], episode.terminations, episode.truncations)
+    for e in dataset.iterate_episodes():
+        values = e.observations[:-1], e.actions, e.rewards, e.observations[1:], e.terminations, e.truncations
         for column, value in zip(columns, values, strict=True):
-            column.append(np.asarray(value))
-    if not columns[0]:
-        fail(f"--dataset {path}: holds no episode")
-    metadata = dict(dataset.storage.metadata)
-    metadata["env"] = dataset.spec.env_spec.id if dataset.spec.env_spec else None
-    return [np.concatenate(column) for column in columns], metadata, 0
+            column.append(value)
+    recorded_in = dataset.env_spec.id if dataset.env_spec else None
+    return [np.concatenate(c) for c in columns], dataset.storage.metadata | {"recorded_in": recorded_in}
 
 
 def find_dataset(name: str) -> Path:
     """The file or folder behind --dataset: a path, the local Minari cache, datasets/, or a download."""
-    from minari.storage import get_dataset_path, list_local_datasets
+    import minari
+    from minari.storage import get_dataset_path
 
     path = Path(name)
-    if path.suffix in (".hdf5", ".h5"):
-        return path if path.is_file() else fail(f"--dataset {name}: no such file")
-    folders = [path, get_dataset_path(name), BUNDLED / name]
-    found = [folder for folder in folders if (folder / "data").is_dir()]
-    if found:
-        return found[0]
-    bundled = [str(p.parent.parent.relative_to(BUNDLED)) for p in BUNDLED.glob("**/data/metadata.json")]
-    available = f"available here: {', '.join(sorted({*bundled, *list_local_datasets()})) or 'none'}"
-    if "/" not in name or "-v" not in name or path.exists():
-        fail(f"--dataset {name}: neither a D4RL .hdf5 file nor a Minari dataset; {available}")
-    import minari
-
-    print(f"{name} is not on this machine; asking Minari's hub (offline this takes half a minute to fail)")
+    if path.is_file():
+        return path
+    for folder in (path, get_dataset_path(name), BUNDLED / name):
+        if (folder / "data" / "metadata.json").is_file():
+            return folder
+    bundled = [p.parents[1].relative_to(BUNDLED).as_posix() for p in BUNDLED.glob("**/data/metadata.json")]
+    available = f"available here: {', '.join(sorted({*bundled, *minari.list_local_datasets()})) or 'none'}"
+    if not re.fullmatch(r"([\w-]+/)+[\w-]+-v\d+", name) or path.exists():
+        fail(f"--dataset {name}: no D4RL .hdf5 file and no Minari dataset; {available}")
+    print(f"{name} is not on this machine: asking Minari's hub (offline, that takes half a minute to fail)")
     try:
         minari.download_dataset(name)
     except Exception as error:  # whatever the hub's client raises, the user needs the same line
@@ -554,40 +516,40 @@ def find_dataset(name: str) -> Path:
     return get_dataset_path(name)
 
 
-def load_dataset(args: Args, low: np.ndarray, high: np.ndarray, obs_dim: int) -> Dataset:
-    """Reads --dataset, or the environment's bundled one, and checks that it fits the environment."""
-    name = args.dataset or DEFAULT_DATASETS.get(args.env.split("-")[0])
+def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) -> Dataset:
+    """--dataset, or the environment's bundled one, after checking that it fits the environment."""
+    task = args.env.split("-")[0]
+    name = args.dataset or DEFAULT_DATASETS.get(task)
     if name is None:
-        fail(f"--dataset is missing: none is bundled for {args.env} (make one with sac_scratch.py --save-dataset)")
+        fail(f"--dataset is needed: none is bundled for {args.env} (sac_scratch.py --save-dataset makes one)")
     path = find_dataset(name)
     try:
-        columns, metadata, dropped = (read_d4rl if path.is_file() else read_minari)(path)
-    except (OSError, KeyError, ValueError) as error:
-        fail(f"--dataset {name}: cannot be read ({str(error).splitlines()[0]})")
+        columns, metadata = (read_d4rl if path.is_file() else read_minari)(path)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        fail(f"--dataset {name}: cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})")
+    columns = [np.asarray(column, np.float32) for column in columns]
     obs, action, reward, next_obs, terminated, truncated = columns
-    shapes = {column.shape[1:] for column in (obs, next_obs)}, action.shape[1:]
-    if shapes != ({(obs_dim,)}, low.shape):
+    if len(reward) == 0 or len({len(column) for column in columns}) > 1:
+        fail(f"--dataset {name}: empty, or its arrays differ in length: {[len(c) for c in columns]}")
+    if (obs.shape[1:], next_obs.shape[1:], action.shape[1:]) != ((obs_dim,), (obs_dim,), low.shape):
         fail(
-            f"--dataset {name}: observations {obs.shape[1:]} and actions {action.shape[1:]} do not fit "
-            f"{args.env}, which has {(obs_dim,)} and {low.shape}"
+            f"--dataset {name}: its observations {obs.shape[1:]} and actions {action.shape[1:]} do not fit "
+            f"{args.env}, which has ({obs_dim},) and {low.shape}"
         )
-    recorded_in = metadata.get("env")
-    if recorded_in and recorded_in.split("-")[0] != args.env.split("-")[0]:
+    recorded_in = metadata.get("recorded_in")
+    if recorded_in and recorded_in.split("-")[0] != task:
         fail(f"--dataset {name}: recorded in {recorded_in}, not in {args.env}")
     action = 2 * (action - low) / (high - low) - 1
-    rows = np.concatenate([c.reshape(len(c), -1).astype(np.float32) for c in (obs, action, *columns[2:])], 1)
-    if not np.isfinite(rows).all():
-        fail(f"--dataset {name}: holds values that are not finite")
-    if np.abs(action).max() > 1 + 1e-4:
-        fail(f"--dataset {name}: actions leave the bounds of {args.env}")
-    ends = np.flatnonzero(terminated | truncated.astype(bool))
-    starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else np.zeros(1, int)
-    returns = np.add.reduceat(reward.astype(np.float64), starts)
+    rows = np.concatenate([c.reshape(len(c), -1) for c in (obs, action, *columns[2:])], 1, dtype=np.float32)
+    if not np.isfinite(rows).all() or np.abs(action).max() > 1 + 1e-4:
+        fail(f"--dataset {name}: has values that are not finite, or actions outside the bounds of {args.env}")
+    starts = np.concatenate([[0], np.flatnonzero(terminated + truncated) + 1])
+    returns = np.add.reduceat(reward.astype(np.float64), starts[starts < len(rows)])
     scores = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-    short = Path(name).stem if path.is_file() else path.name.rsplit("-v", 1)[0]
+    short = path.stem if path.is_file() else path.name.rsplit("-v", 1)[0]
     fingerprint = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
-    scores = scores if None not in scores else None
-    return Dataset(short, recorded_in, rows, returns, dropped, scores, fingerprint)
+    scores = None if None in scores else scores
+    return Dataset(short, name, recorded_in, rows, returns, metadata.get("dropped", 0), scores, fingerprint)
 
 
 class ReplayTable:
@@ -598,21 +560,21 @@ class ReplayTable:
     ring, "ratio" with the first share * B rows of a batch offline (RLPD's symmetric sampling at 0.5).
     """
 
-    def __init__(self, offline: np.ndarray | None, num_seeds, obs_dim, action_dim, capacity, replay, device):
-        self.sizes = [obs_dim, action_dim, 1, obs_dim, 1, 1]
-        self.num_offline = 0 if offline is None or replay == "online" else len(offline)
-        self.num_seeds, self.capacity, self.replay = num_seeds, capacity, replay
-        self.rows = torch.zeros(self.num_offline + num_seeds * capacity, sum(self.sizes), device=device)
+    def __init__(self, offline: np.ndarray | None, seeds: int, shape: dict, capacity: int, replay: str, device):
+        self.sizes = [shape["obs_dim"], shape["action_dim"], 1, shape["obs_dim"], 1, 1]
+        self.num_offline = 0 if offline is None else len(offline)
+        self.seeds, self.capacity, self.replay = seeds, capacity, replay
+        self.rows = torch.zeros(self.num_offline + seeds * capacity, sum(self.sizes), device=device)
         if self.num_offline:
-            self.rows[: self.num_offline] = torch.as_tensor(offline)
-        self.rings = self.rows[self.num_offline :].view(num_seeds, capacity, -1)
+            self.rows[: self.num_offline] = torch.from_numpy(offline)
+        self.rings = self.rows[self.num_offline :].view(seeds, capacity, sum(self.sizes))
+        self.ring_start = self.num_offline + capacity * torch.arange(seeds, device=device)[:, None]
         self.added = 0  # transitions a seed, the overwritten ones included
         self.size = torch.zeros((), dtype=torch.int64, device=device)  # online rows a seed
         self.offline_share = torch.zeros((), device=device)  # of a batch, for "ratio"
-        self.ring_start = self.num_offline + capacity * torch.arange(num_seeds, device=device)[:, None]
 
     def add(self, obs, action, reward, next_obs, terminated, truncated) -> None:
-        """Stores one transition a seed; arrays of shape (S, ...) as in Batch."""
+        """Stores one transition a seed; arrays (S, ...) as in Batch."""
         columns = (obs, action, reward[:, None], next_obs, terminated[:, None], truncated[:, None])
         row = torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32))
         self.rings[:, self.added % self.capacity] = row.to(self.rows.device, non_blocking=True)
@@ -621,65 +583,62 @@ class ReplayTable:
 
     def draw(self, batch_size: int) -> Tensor:
         """Row numbers (S, B) of a batch, drawn on the device."""
-        number = torch.randint(2**62, (self.num_seeds, batch_size), device=self.rows.device)
+        number = torch.randint(2**62, (self.seeds, batch_size), device=self.rows.device)
         if self.replay == "append":
             number = number % (self.num_offline + self.size)
             return torch.where(number < self.num_offline, number, number - self.num_offline + self.ring_start)
-        online = self.ring_start + number % self.size.clamp(min=1)
+        online = number % self.size.clamp(min=1) + self.ring_start
         if self.replay == "online":
             return online
-        column = torch.arange(batch_size, device=number.device)
-        return torch.where(column < (self.offline_share * batch_size).round(), number % self.num_offline, online)
-
-    def gather(self, number: Tensor) -> Batch:
-        obs, action, reward, next_obs, terminated, truncated = self.rows[number].split(self.sizes, -1)
-        return Batch(obs, action, reward[..., 0], next_obs, terminated[..., 0], truncated[..., 0])
+        offline = torch.arange(batch_size, device=number.device) < (self.offline_share * batch_size).round()
+        return torch.where(offline, number % self.num_offline, online)
 
     def sample(self, batch_size: int) -> Batch:
-        return self.gather(self.draw(batch_size))
-
-    def experience(self, seed_index: int) -> np.ndarray:
-        """One seed's online rows, oldest first."""
-        ring = self.rings[seed_index, : min(self.added, self.capacity)].cpu().numpy()
-        return np.roll(ring, -(self.added % self.capacity), 0) if self.added > self.capacity else ring
-
-
-# Speed
+        columns = self.rows[self.draw(batch_size)].split(self.sizes, 2)
+        obs, action, reward, next_obs, terminated, truncated = columns
+        return Batch(obs, action, reward[..., 0], next_obs, terminated[..., 0], truncated[..., 0])
 
 
 class Updates:
-    """`update` on fresh batches, as fast as the device allows, with running sums of its metrics.
+    """`update` on fresh batches, `unroll` of them a call, with running sums of its metrics on the device.
 
-    On CUDA the whole step (draw, gather, losses, gradients, optimisers, targets) is compiled into one
-    graph and replayed as a CUDA graph, `unroll` updates a launch; on a CPU it runs eagerly unless
-    --compile on. Warming up for the capture runs real updates, so the agent and the random state are
-    put back afterwards.
+    On CUDA the whole step (draw, gather, losses, gradients, optimisers, targets) is one compiled graph,
+    replayed as a CUDA graph; on a CPU it is compiled where the run is long enough to gain by it.
+    Compiling and capturing run real updates, so the agent and the random state are put back afterwards.
     """
 
-    def __init__(self, agent: Agent, table: ReplayTable, args: Args, unroll: int = 1):
+    def __init__(self, agent: Agent, table: ReplayTable, args: Args, total: int, unroll: int):
         self.agent, self.table, self.args, self.unroll = agent, table, args, unroll
-        self.sums: dict[str, Tensor] = {}
-        self.count = 0
-        self.one = self.update_once
-        on_cuda = table.rows.is_cuda
-        if args.compile == "on" or (args.compile == "auto" and on_cuda):
-            self.one = torch.compile(self.update_once, fullgraph=True)
-        self.launch = self.run
-        if on_cuda and args.compile != "off":
-            self.launch = self.capture()
+        self.sums, self.count = {}, 0
+        self.step, self.launch = self.update_once, self.run
+        cuda = table.rows.is_cuda
+        if args.compile == "off" or (args.compile == "auto" and not cuda and total < COMPILE_PAYS):
+            return
+        state = [tensor.clone() for tensor in agent.state_dict().values()]
+        random_state = torch.cuda.get_rng_state() if cuda else torch.get_rng_state()
+        print("compiling the update (about half a minute) ...", flush=True)
+        try:
+            self.step = torch.compile(self.update_once, fullgraph=True)
+            self.launch = self.capture() if cuda else self.run
+            self.run()
+        except Exception as error:  # no compiler, or one that fails: slower, the same numbers
+            print(f"not compiled, running eagerly: {type(error).__name__}")
+            self.step, self.launch = self.update_once, self.run
+        for tensor, value in zip(agent.state_dict().values(), state, strict=True):
+            tensor.copy_(value)
+        torch.cuda.set_rng_state(random_state) if cuda else torch.set_rng_state(random_state)
+        self.read()
 
     def update_once(self) -> dict[str, Tensor]:
         return update(self.agent, self.table.sample(self.args.batch_size), self.args)
 
     def run(self) -> None:
         for _ in range(self.unroll):
-            for name, value in self.one().items():
-                if name not in self.sums:
-                    self.sums[name] = torch.zeros_like(value)
-                self.sums[name].add_(value)
+            for name, value in self.step().items():
+                self.sums.setdefault(name, torch.zeros_like(value)).add_(value)
 
     def capture(self) -> Callable[[], None]:
-        state, random_state = [t.clone() for t in self.agent.state_dict().values()], torch.cuda.get_rng_state()
+        """The captured form of `run`; launching it costs the host one call."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -689,11 +648,6 @@ class Updates:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self.run()
-        for tensor, value in zip(self.agent.state_dict().values(), state, strict=True):
-            tensor.copy_(value)
-        torch.cuda.set_rng_state(random_state)
-        for value in self.sums.values():
-            value.zero_()
         return graph.replay
 
     def __call__(self) -> None:
@@ -702,40 +656,166 @@ class Updates:
 
     def read(self) -> dict[str, np.ndarray]:
         """Means (S,) of the metrics since the last call; waits for the device."""
-        means = {name: (value / max(self.count, 1)).cpu().numpy() for name, value in self.sums.items()}
-        for value in self.sums.values():
-            value.zero_()
-        self.count = 0
-        return means
+        means = {name: (total / max(self.count, 1)).cpu().numpy() for name, total in self.sums.items()}
+        for total in self.sums.values():
+            total.zero_()
+        count, self.count = self.count, 0
+        return means if count else {}
 
 
-# Evaluation
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """A reader sees the old file or the new one, never a part."""
+    part = path.with_name(path.name + ".part")
+    write(part)
+    with open(part, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def run_name(args: Args, dataset: Dataset | None, source: str | None) -> str:
+    """<script>[-<dataset>][-from-<source>][-<option><value>...], of the options that are not at their default."""
+    parts = [SCRIPT, dataset and dataset.name, source and f"from-{source}"]
+    for field in fields(args):
+        value = getattr(args, field.name)
+        if field.name not in UNTAGGED and value != field.default:
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            text = text.removesuffix("000") + "k" if isinstance(value, int) and text.endswith("000") else text
+            parts.append(f"{TAG_NAMES.get(field.name, field.name.replace('_', '-'))}{text}")
+    return "-".join(part for part in parts if part)
+
+
+class Run:
+    """A run's folders, one a seed, and where the run stands (phase, gradient_step, env_step)."""
+
+    def __init__(self, args: Args, dataset: Dataset | None, source: dict | None):
+        self.args, self.started, self.device = args, time.time(), "cpu"
+        if args.device != "cpu" and torch.cuda.is_available():
+            self.device = "cuda"
+        self.seeds = [args.seed + i for i in range(args.num_seeds)]
+        self.phase, self.gradient_step, self.env_step = "offline", source["gradient_step"] if source else 0, 0
+        self.scores = D4RL_SCORES.get(args.env.split("-")[0]) or (dataset and dataset.scores)
+        name = run_name(args, dataset, source and source["from"])
+        self.folder = Path(args.runs_dir) / args.env / name
+        self.folders = [self.folder / f"seed{seed}" for seed in self.seeds]
+        existing = [str(folder) for folder in self.folders if folder.exists()]
+        if existing and not args.overwrite:
+            fail(f"--runs-dir {args.runs_dir}: {existing[0]} exists; --overwrite replaces it")
+        git = f"git -C '{BUNDLED.parent}' rev-parse HEAD"
+        commit = subprocess.run(git, shell=True, capture_output=True, text=True).stdout.strip() or None
+        versions = {name: version(name) for name in ("torch", "gymnasium", "mujoco", "minari", "numpy")}
+        hardware = torch.cuda.get_device_name() if self.device == "cuda" else f"{os.cpu_count()} CPU cores"
+        data = dataset and {k: v for k, v in dataset._asdict().items() if k not in ("rows", "returns")}
+        self.config = {"script": SCRIPT, "run": name, "algorithm": ALGORITHM, "env": args.env}
+        self.config |= {"args": asdict(args), "num_seeds": args.num_seeds, "dataset": data, "checkpoint": source}
+        self.config |= {key: getattr(args, key, 0) for key in ("offline_steps", "online_steps")}
+        self.config |= {"git_commit": commit, "versions": versions, "hardware": hardware}
+
+    def describe(self, dataset: Dataset | None) -> None:
+        """The start-up summary."""
+        seeds = f"seeds {self.seeds[0]} to {self.seeds[-1]}" if len(self.seeds) > 1 else f"seed {self.seeds[0]}"
+        print(f"{SCRIPT}: {self.args.env}, {seeds}, on {self.config['hardware']}")
+        if dataset:
+            quantiles = " / ".join(f"{q:.0f}" for q in np.quantile(dataset.returns, (0, 0.25, 0.5, 0.75, 1)))
+            print(
+                f"data: {dataset.source}, {len(dataset.rows):,} transitions, {len(dataset.returns):,} episodes, "
+                f"return min / quartiles / max {quantiles}"
+            )
+            if dataset.dropped:
+                print(f"data: {dataset.dropped} last transitions without a next observation were dropped")
+            if dataset.recorded_in not in (None, self.args.env):
+                print(f"data: recorded in {dataset.recorded_in}, another version than {self.args.env}")
+        if self.config["checkpoint"]:
+            print(f"start: {self.config['checkpoint']['path']}, after {self.gradient_step:,} updates")
+        print(f"writes: {self.folder}/seed*/ (eval.csv, metrics.csv, checkpoint.pt, TensorBoard events)")
+
+    @contextmanager
+    def recording(self, agent: Agent):
+        """Makes the folders; marks the run finished, or interrupted (Ctrl-C: with a checkpoint), or failed."""
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            header = "phase,gradient_step,env_step,episode,return,length,normalized_score,seconds\n"
+            (folder / "eval.csv").write_text(header)
+            (folder / "metrics.csv").write_text("phase,gradient_step,env_step,name,value\n")
+        self.set_status("running")
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and --help needs none
+
+        self.writers = [SummaryWriter(str(folder)) for folder in self.folders]
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.save(agent)
+            self.set_status("interrupted")
+            print(f"\ninterrupted at {self.phase} step {self.env_step or self.gradient_step}; saved in {self.folder}")
+            raise SystemExit(130) from None
+        except BaseException:
+            self.set_status("failed")
+            raise
+        self.set_status("finished")
+
+    def set_status(self, status: str) -> None:
+        for seed, folder in zip(self.seeds, self.folders, strict=True):
+            now = {"seed": seed, "status": status, "started": self.started, "seconds": time.time() - self.started}
+            text = json.dumps(self.config | now, indent=1)
+            write_atomically(folder / "config.json", lambda path, text=text: path.write_text(text))
+
+    def record(self, agent: Agent, evaluation: Evaluation, metrics: dict[str, np.ndarray]) -> None:
+        """One evaluation: a row an episode in eval.csv, a row a metric in metrics.csv, a checkpoint."""
+        where, seconds = [self.phase, self.gradient_step, self.env_step], round(time.time() - self.started, 1)
+        returns, lengths = evaluation.returns, evaluation.lengths
+        metrics = {**metrics, "eval/q_bias": evaluation.q_bias, "eval/return": returns.mean(1)}
+        scores = np.full(returns.shape, "", dtype=object)
+        if self.scores:
+            scores = (100 * (returns - self.scores[0]) / (self.scores[1] - self.scores[0])).round(3)
+            metrics["eval/normalized_score"] = scores.mean(1)
+        for i, folder in enumerate(self.folders):
+            rows = zip(range(returns.shape[1]), returns[i].round(3), lengths[i], scores[i], strict=True)
+            with open(folder / "eval.csv", "a", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([*where, *row, seconds] for row in rows)
+            values = {name: float(value[i]) for name, value in metrics.items()}
+            with open(folder / "metrics.csv", "a", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([*where, *item] for item in values.items())
+            for name, value in values.items():
+                self.writers[i].add_scalar(f"{name}_{self.phase}", value, self.env_step or self.gradient_step)
+            self.writers[i].flush()
+            if not math.isfinite(values.get("loss/critic", 0.0)):
+                raise SystemExit(f"error: seed {self.seeds[i]} diverged before {where}; {folder} keeps the last good")
+        self.save(agent)
+
+    def save(self, agent: Agent) -> None:
+        """checkpoint.pt of every seed: a plain dict of tensors, numbers and strings."""
+        state = {name: tensor.cpu() for name, tensor in agent.state_dict().items()}
+        facts = {key: self.config[key] for key in ("script", "run", "algorithm", "env", "args", "dataset")}
+        facts |= {"phase": self.phase, "gradient_step": self.gradient_step, "env_step": self.env_step}
+        for i, (seed, folder) in enumerate(zip(self.seeds, self.folders, strict=True)):
+            own = {n: (t.unflatten(0, (len(self.seeds), -1))[i] if t.dim() else t).clone() for n, t in state.items()}
+            checkpoint = {**facts, "seed": seed, "shape": agent.shape, "agent": own}
+            write_atomically(folder / "checkpoint.pt", lambda path, c=checkpoint: torch.save(c, path))
 
 
 class Evaluation(NamedTuple):
     returns: np.ndarray  # (S, episodes) undiscounted
     lengths: np.ndarray  # (S, episodes) steps
-    q_bias: np.ndarray  # (S,) mean of Q(s0, best action) minus the episode's discounted return
+    q_bias: np.ndarray  # (S,) mean over episodes of min_e Q(s0, best action) minus the discounted return
 
 
-def evaluate(agent: Agent, envs: gym.vector.VectorEnv, args: Args, gradient_step: int, env_step: int) -> Evaluation:
+def evaluate(agent: Agent, envs: gym.vector.VectorEnv, run: Run, args: Args) -> Evaluation:
     """Episodes of the deterministic policy, all at once, one an environment; draws nothing from torch.
 
     Episodes are seeded by (seed, steps so far, episode), so each evaluation sees new starts, and a
     finetuning's evaluation at step 0 repeats the last one of its pretraining.
     """
-    shape, device = (args.num_seeds, args.eval_episodes), agent.log_alpha.device
-    steps = (gradient_step, env_step)
-    keys = [(args.seed + i, *steps, j) for i in range(shape[0]) for j in range(shape[1])]
+    shape = (args.num_seeds, args.eval_episodes)
+    keys = [(seed, run.gradient_step, run.env_step, j) for seed in run.seeds for j in range(shape[1])]
     obs, _ = envs.reset(seed=[int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys])
-    first_obs = torch.as_tensor(obs, dtype=torch.float32, device=device).view(*shape, -1)
-    first_q = agent.critic(first_obs, best_action(agent, first_obs)).amin(1).cpu().numpy()
-    returns, discounted, lengths = np.zeros((3, len(keys)))
-    running, discount = np.ones(len(keys), bool), 1.0
+    returns, discounted, lengths = np.zeros(shape).ravel(), np.zeros(shape).ravel(), np.zeros(shape, int).ravel()
+    running, discount, first_q = np.ones(len(keys), bool), 1.0, None
     while running.any():
-        device_obs = torch.as_tensor(obs, dtype=torch.float32, device=device).view(*shape, -1)
-        action = best_action(agent, device_obs).flatten(0, 1).cpu().numpy()
-        obs, reward, terminated, truncated, _ = envs.step(action)
+        device_obs = torch.as_tensor(obs, dtype=torch.float32, device=run.device).view(*shape, -1)
+        action = best_action(agent, device_obs)
+        if first_q is None:
+            first_q = agent.critic(device_obs, action).amin(1).cpu().numpy()
+        obs, reward, terminated, truncated, _ = envs.step(action.flatten(0, 1).cpu().numpy())
         returns += running * reward
         discounted += running * discount * reward
         lengths += running
@@ -746,148 +826,52 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, args: Args, gradient_step
 
 
 def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> dict[str, np.ndarray]:
-    """Q of random actions and drift from the reference policy, on rows that a generator of its own draws."""
-    generator = torch.Generator().manual_seed(args.seed)
-    available = table.num_offline + min(table.added, table.capacity)
-    if available == 0:
+    """Q of random actions and drift from the reference policy, without touching the training's random state."""
+    if table.num_offline + table.added == 0:
         return {}
-    number = torch.randint(available, (args.num_seeds, args.batch_size), generator=generator).to(table.rows.device)
-    online = number - table.num_offline + table.ring_start
-    batch = table.gather(torch.where(number < table.num_offline, number, online))
-    action = torch.rand(batch.action.shape, generator=generator).to(number.device) * 2 - 1
-    drift = (best_action(agent, batch.obs) - best_action(reference, batch.obs)).square().sum(2).mean(1)
-    q = agent.critic(batch.obs, action).mean((1, 2))
+    with torch.random.fork_rng():
+        torch.manual_seed(args.seed)
+        obs, action, *_ = table.sample(args.batch_size)
+        q = agent.critic(obs, 2 * torch.rand_like(action) - 1).mean((1, 2))
+    drift = (best_action(agent, obs) - best_action(reference, obs)).square().sum(2).mean(1)
     return {"q/random": q.cpu().numpy(), "policy/drift": drift.cpu().numpy()}
 
 
-# Runs on disk
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """A reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def run_name(args: Args, script: str, dataset: str | None, source: str | None) -> str:
-    """<script>[-<dataset>][-from-<source>][-<option><value>...], options that are not at their default."""
-    parts = [script, dataset, f"from-{source}" if source else None]
-    for field in fields(args):
-        value = getattr(args, field.name)
-        if field.name in UNTAGGED or value == field.default:
-            continue
-        if isinstance(value, int) and value and value % 1000 == 0:
-            value = f"{value // 1000}k"
-        parts.append(f"{TAG_NAMES.get(field.name, field.name.replace('_', '-'))}{value}")
-    return "-".join(part for part in parts if part)
-
-
-class RunLog:
-    """The run's folders, one a seed: config.json, eval.csv, metrics.csv, TensorBoard events, checkpoint.pt."""
-
-    def __init__(self, args: Args, script: str, name: str, config: dict):
-        self.args, self.started = args, time.time()
-        self.folder = Path(args.runs_dir) / args.env / name
-        self.seeds = [args.seed + i for i in range(args.num_seeds)]
-        self.folders = [self.folder / f"seed{seed}" for seed in self.seeds]
-        existing = [str(folder) for folder in self.folders if folder.exists()]
-        if existing and not args.overwrite:
-            fail(f"--runs-dir {args.runs_dir}: {existing[0]} exists; --overwrite replaces it")
-        versions = {p: version(p) for p in ("torch", "gymnasium", "mujoco", "minari", "numpy")}
-        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
-        self.config = {"script": script, "run": name, "algorithm": ALGORITHM, "env": args.env, **config}
-        self.config |= {"args": asdict(args), "num_seeds": args.num_seeds, "git_commit": commit}
-        self.config |= {"versions": {"python": platform.python_version(), **versions}, "started": self.started}
-        for folder in self.folders:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            (folder / "eval.csv").write_text(
-                "phase,gradient_step,env_step,episode,return,length,normalized_score,seconds\n"
-            )
-            (folder / "metrics.csv").write_text("phase,gradient_step,env_step,name,value\n")
-        self.set_status("running")
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and --help needs none
-
-        self.writers = [SummaryWriter(str(folder)) for folder in self.folders]
-
-    def set_status(self, status: str) -> None:
-        """running, finished, interrupted or failed."""
-        for seed, folder in zip(self.seeds, self.folders, strict=True):
-            config = {**self.config, "seed": seed, "status": status, "seconds": time.time() - self.started}
-            text = json.dumps(config, indent=1, default=str)
-            write_atomically(folder / "config.json", lambda path, text=text: path.write_text(text))
-
-    def write(self, phase, gradient_step, env_step, evaluation: Evaluation, metrics, scores) -> None:
-        """One evaluation of every seed: a row an episode in eval.csv, a row a metric in metrics.csv."""
-        low, high = scores or (math.nan, math.nan)
-        normalized = 100 * (evaluation.returns - low) / (high - low)
-        metrics = {**metrics, "q/bias": evaluation.q_bias, "eval/return": evaluation.returns.mean(1)}
-        metrics |= {"eval/length": evaluation.lengths.mean(1), "eval/normalized_score": normalized.mean(1)}
-        where = [phase, gradient_step, env_step]
-        seconds = round(time.time() - self.started, 1)
-        for i, folder in enumerate(self.folders):
-            rows = zip(evaluation.returns[i], evaluation.lengths[i].astype(int), normalized[i], strict=True)
-            rows = [[*where, j, *row, seconds] for j, row in enumerate(rows)]
-            rows = [["" if value != value else value for value in row] for row in rows]
-            values = {name: float(value[i]) for name, value in metrics.items()}
-            with open(folder / "eval.csv", "a", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows(rows)
-            with open(folder / "metrics.csv", "a", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows([*where, *item] for item in values.items())
-            for name, value in values.items():
-                step = env_step if phase == "online" else gradient_step
-                self.writers[i].add_scalar(f"{phase}/{name}", value, step)
-            self.writers[i].flush()
-
-    def save(self, agent: Agent, phase: str, gradient_step: int, env_step: int, shape: dict) -> None:
-        """checkpoint.pt of every seed: tensors, numbers and strings only."""
-        state = {name: tensor.cpu() for name, tensor in agent.state_dict().items()}
-        for i, (seed, folder) in enumerate(zip(self.seeds, self.folders, strict=True)):
-            slices = {n: (t.unflatten(0, (len(self.seeds), -1))[i] if t.dim() else t).clone() for n, t in state.items()}
-            checkpoint = {"format": 1, "algorithm": ALGORITHM, "shape": shape, "agent": slices, "phase": phase}
-            checkpoint |= {"gradient_step": gradient_step, "env_step": env_step, "seed": seed}
-            checkpoint |= {k: self.config[k] for k in ("script", "run", "env", "args", "dataset")}
-            write_atomically(folder / "checkpoint.pt", lambda path, c=checkpoint: torch.save(c, path))
-
-
-def train_online(agent, table: ReplayTable, log: RunLog, shape: dict, args: Args, gradient_step: int, scores) -> None:
+def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None:
     """Act, launch the update, step the environments while the device works, store; evaluate in between."""
-    seeds, random_warmup = log.seeds, gradient_step == 0
-    envs, eval_envs = make_envs(args.env, len(seeds)), make_envs(args.env, len(seeds) * args.eval_episodes)
-    reference, updates = copy.deepcopy(agent), Updates(agent, table, args, unroll=args.updates_per_step)
-    rng, device = np.random.default_rng(args.seed), table.rows.device
-    obs, _ = envs.reset(seed=seeds)
+    pretrained, run.phase = run.gradient_step > 0, "online"
+    envs, eval_envs = make_envs(args.env, args.num_seeds), make_envs(args.env, args.num_seeds * args.eval_episodes)
+    updates = Updates(agent, table, args, args.online_steps * args.updates_per_step, args.updates_per_step)
+    reference, rng = copy.deepcopy(agent), np.random.default_rng(args.seed)
+    share = 0.5 if args.offline_ratio is None else args.offline_ratio
+    share_end = share if args.offline_ratio_end is None else args.offline_ratio_end
+    table.offline_share.fill_(share)
+    obs, _ = envs.reset(seed=run.seeds)
     acting: dict[str, list[Tensor]] = {}
-    progress = tqdm(total=args.online_steps, unit="step", desc="online", mininterval=1)
+    progress = tqdm(total=args.online_steps, unit=" steps", desc="online", mininterval=1)
     for step in range(args.online_steps + 1):
+        run.env_step = step
         if step % args.eval_every == 0 or step == args.online_steps:
-            evaluation = evaluate(agent, eval_envs, args, gradient_step, step)
-            metrics = {**updates.read(), **diagnose(agent, reference, table, args)}
-            metrics |= {name: torch.stack(v).mean(0).cpu().numpy() for name, v in acting.items()}
+            evaluation = evaluate(agent, eval_envs, run, args)
+            acted = {name: torch.stack(values).mean(0).cpu().numpy() for name, values in acting.items()}
             acting.clear()
-            log.write("online", gradient_step, step, evaluation, metrics, scores)
-            log.save(agent, "online", gradient_step, step, shape)
+            run.record(agent, evaluation, updates.read() | acted | diagnose(agent, reference, table, args))
             progress.set_postfix_str(f"return {evaluation.returns.mean():.0f}")
         if step == args.online_steps:
             break
-        if random_warmup and step < args.warmup_steps:
-            action = rng.uniform(-1, 1, (len(seeds), shape["action_dim"])).astype(np.float32)
+        if step < args.warmup_steps and not pretrained:
+            action = rng.uniform(-1, 1, (args.num_seeds, table.sizes[1])).astype(np.float32)
         else:
-            device_obs = torch.as_tensor(obs, dtype=torch.float32, device=device)[:, None]
+            device_obs = torch.as_tensor(obs, dtype=torch.float32, device=run.device)[:, None]
             action, acted = select_action(agent, device_obs, args)
             action = action[:, 0].cpu().numpy()
             for name, value in acted.items():
                 acting.setdefault(name, []).append(value)
         if step >= args.warmup_steps and (table.replay == "append" or table.added >= args.batch_size):
-            if args.offline_ratio is not None:
-                end = args.offline_ratio if args.offline_ratio_end is None else args.offline_ratio_end
-                table.offline_share.fill_(args.offline_ratio + (end - args.offline_ratio) * step / args.online_steps)
+            if share != share_end:
+                table.offline_share.fill_(share + (share_end - share) * step / args.online_steps)
             updates()
-            gradient_step += args.updates_per_step
+            run.gradient_step += args.updates_per_step
         next_obs, reward, terminated, truncated, info = envs.step(action)
         final_obs = next_obs.copy()
         for i in np.flatnonzero(terminated | truncated):
@@ -900,10 +884,23 @@ def train_online(agent, table: ReplayTable, log: RunLog, shape: dict, args: Args
     eval_envs.close()
 
 
-def write_minari(name: str, rows: np.ndarray, sizes: list[int], env_id: str, low, high, **metadata) -> None:
-    """Rows of a ReplayTable, in order, as a Minari dataset; an unfinished last episode counts as truncated.
+def check_new_dataset(name: str) -> None:
+    """Ends with one line if `name` cannot be the id of a new Minari dataset in the local cache."""
+    from minari.dataset.minari_dataset import parse_dataset_id
+    from minari.storage import get_dataset_path
 
-    Stored as float32 and gzipped (a third of Minari's own size); plain Minari loads it.
+    try:
+        parse_dataset_id(name)
+    except (ValueError, TypeError):
+        fail(f"--save-dataset {name}: a Minari id looks like hopper/mine-v0")
+    if get_dataset_path(name).exists():
+        fail(f"--save-dataset {name}: {get_dataset_path(name)} exists; delete it or take another name")
+
+
+def write_minari(name: str, rows: np.ndarray, sizes: list[int], env_id: str, **metadata) -> None:
+    """Rows of a ReplayTable, in order, as a Minari dataset; a last episode that was cut counts as truncated.
+
+    Stored as float32 and gzipped, a third of the size of Minari's own files; plain Minari loads it.
     """
     import h5py
     import minari
@@ -911,12 +908,13 @@ def write_minari(name: str, rows: np.ndarray, sizes: list[int], env_id: str, low
 
     obs, action, reward, next_obs, terminated, truncated = np.split(rows, np.cumsum(sizes)[:-1], 1)
     truncated[-1] = 1 - terminated[-1]
-    ends = np.flatnonzero(terminated[:, 0] + truncated[:, 0]) + 1
-    action = low + (action + 1) / 2 * (high - low)
+    ends = np.flatnonzero(terminated + truncated) + 1
+    env = make_env(env_id).unwrapped
+    low, high = env.action_space.low, env.action_space.high
     episodes = [
         EpisodeBuffer(
             observations=np.concatenate([obs[a:b], next_obs[b - 1 : b]]),
-            actions=action[a:b].astype(np.float32),
+            actions=low + (action[a:b] + 1) / 2 * (high - low),
             rewards=reward[a:b, 0],
             terminations=terminated[a:b, 0].astype(bool),
             truncations=truncated[a:b, 0].astype(bool),
@@ -924,17 +922,16 @@ def write_minari(name: str, rows: np.ndarray, sizes: list[int], env_id: str, low
         for a, b in zip([0, *ends[:-1]], ends, strict=True)
     ]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Minari asks for an author's address and a link
+        warnings.simplefilter("ignore")  # Minari misses an author's address and a link to code
         dataset = minari.create_dataset_from_buffers(name, episodes, env=env_id, **metadata)
     path = dataset.storage.data_path / "main_data.hdf5"
 
     def compress(target: Path) -> None:
         with h5py.File(path) as source, h5py.File(target, "w", libver="latest", track_order=True) as file:
             for key, group in source.items():
-                copy_of = file.create_group(key)
-                copy_of.attrs.update(group.attrs)
+                file.create_group(key).attrs.update(group.attrs)
                 for field, values in group.items():
-                    copy_of.create_dataset(field, data=values[()], compression="gzip", shuffle=True)
+                    file[key].create_dataset(field, data=values[()], compression="gzip", shuffle=True)
 
     write_atomically(path, compress)
     dataset.storage.update_metadata({"dataset_size": dataset.storage.get_size()})
@@ -942,30 +939,31 @@ def write_minari(name: str, rows: np.ndarray, sizes: list[int], env_id: str, low
 
 
 def main(args: Args) -> None:
-    check_args(args)
-    if args.save_dataset and args.online_steps > args.replay_capacity:
-        fail(f"--save-dataset {args.save_dataset}: --replay-capacity must hold all --online-steps")
-    check_replay(args, has_data=args.dataset is not None)
-    obs_dim, action_dim, low, high = check_spaces(args.env)
-    dataset = load_dataset(args, low, high, obs_dim) if args.replay != "online" else None
-    script = Path(__file__).stem
-    name = run_name(args, script, dataset.name if dataset else None, None)
-    config = {"dataset": None, "checkpoint": None, "offline_steps": 0, "online_steps": args.online_steps}
-    log = RunLog(args, script, name, config)
-    device = "cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu"
-    torch.manual_seed(args.seed)
-    torch.set_float32_matmul_precision("high")
-    shape = dict(obs_dim=obs_dim, action_dim=action_dim, hidden_dim=args.hidden_dim, num_critics=args.num_critics, layer_norm=args.layer_norm)
-    agent = Agent(log.seeds, **shape).to(device)
-    capacity = min(args.replay_capacity, args.online_steps)
-    table = ReplayTable(dataset.rows if dataset else None, args.num_seeds, obs_dim, action_dim, capacity, args.replay, device)
-    print(log.folder)
-    train_online(agent, table, log, shape, args, 0, score_range(args.env, dataset))
+    # Checks: nothing is written before they passed
+    obs_dim, low, high = check_args(args)
+    replay = check_replay(args, has_data=args.dataset is not None)
     if args.save_dataset:
-        rows = table.experience(0)
-        np.save(log.folders[0] / "rows.npy", rows)
-        write_minari(args.save_dataset, rows, table.sizes, args.env, low, high, algorithm_name="SAC")
-    log.set_status("finished")
+        check_new_dataset(args.save_dataset)
+        if args.online_steps > args.replay_capacity:
+            fail(f"--save-dataset {args.save_dataset}: --replay-capacity must hold all --online-steps")
+    dataset = load_dataset(args, obs_dim, low, high) if replay != "online" else None
+    run = Run(args, dataset, None)
+
+    # Agent and replay
+    run.describe(dataset)
+    torch.manual_seed(args.seed)
+    torch.set_float32_matmul_precision("high")  # TF32 on CUDA
+    agent = Agent(run.seeds, obs_dim, len(low), args.hidden_dim, args.num_critics, args.layer_norm).to(run.device)
+    capacity = min(args.replay_capacity, args.online_steps)
+    table = ReplayTable(dataset and dataset.rows, args.num_seeds, agent.shape, capacity, replay, run.device)
+
+    # Training
+    with run.recording(agent):
+        train_online(agent, table, run, args)
+        if args.save_dataset:
+            rows = table.rings[0, : table.added].cpu().numpy()
+            write_minari(args.save_dataset, rows, table.sizes, args.env, algorithm_name="SAC")
+    print(f"next: python plot_curves.py {args.runs_dir}")
 
 
 if __name__ == "__main__":
