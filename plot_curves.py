@@ -38,7 +38,7 @@ import sys
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import matplotlib
 import numpy as np
@@ -149,7 +149,8 @@ class Curve:
         return f"{some}incomplete, {least.progress}" + (" offline" if least.phase == "offline" else "")
 
 
-def fail(message):
+def fail(message: str) -> NoReturn:
+    """Bad input: one line on stderr, exit status 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
@@ -393,9 +394,7 @@ def summarise(curve):
     row["final_low"], row["final_high"] = bootstrap_interval(columns["final"])
     row["iqm"] = iqm(columns["final"])
     row["iqm_low"], row["iqm_high"] = bootstrap_interval(columns["final"], iqm)
-    names = [
-        {"run": s.run, "seed": s.number, "status": s.status, "progress": s.progress} for s in curve.seeds
-    ]
+    names = [{"run": s.run, "seed": s.number, "status": s.status, "progress": s.progress} for s in curve.seeds]
     return row, [name | own for name, own in zip(names, rows, strict=True)]
 
 

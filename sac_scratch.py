@@ -104,7 +104,7 @@ class Args:
     layer_norm: bool = True  # LayerNorm in the critics
     hidden_dim: int = 256  # width of the two hidden layers
     # online
-    online_steps: int = 250_000  # environment steps a seed
+    online_steps: int = 100_000  # environment steps a seed
     warmup_steps: int = 5_000  # first steps that act and do not update
     updates_per_step: int = 1  # gradient updates an environment step
     replay: Literal["append", "online", "ratio"] | None = None
@@ -593,6 +593,12 @@ class ReplayTable:
         offline = torch.arange(batch_size, device=number.device) < (self.offline_share * batch_size).round()
         return torch.where(offline, number % self.num_offline, online)
 
+    def online_share(self) -> float:
+        """Expected share of online rows in a batch."""
+        size = min(self.added, self.capacity)
+        in_all = {"append": size / max(self.num_offline + size, 1), "online": 1.0}
+        return in_all.get(self.replay, 1 - self.offline_share.item())
+
     def sample(self, batch_size: int) -> Batch:
         columns = self.rows[self.draw(batch_size)].split(self.sizes, 2)
         obs, action, reward, next_obs, terminated, truncated = columns
@@ -672,9 +678,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(part, path)
 
 
-def run_name(args: Args, dataset: Dataset | None, source: str | None) -> str:
+def run_name(args: Args, dataset: Dataset | None, source: dict | None) -> str:
     """<script>[-<dataset>][-from-<source>][-<option><value>...], of the options that are not at their default."""
-    parts = [SCRIPT, dataset and dataset.name, source and f"from-{source}"]
+    parts = [SCRIPT, dataset and dataset.name]
+    if source:  # its name, without the dataset where that is told already
+        parts.append("from-" + (source["run"].replace(f"-{dataset.name}", "", 1) if dataset else source["run"]))
     for field in fields(args):
         value = getattr(args, field.name)
         if field.name not in UNTAGGED and value != field.default:
@@ -693,8 +701,9 @@ class Run:
             self.device = "cuda"
         self.seeds = [args.seed + i for i in range(args.num_seeds)]
         self.phase, self.gradient_step, self.env_step = "offline", source["gradient_step"] if source else 0, 0
-        self.scores = D4RL_SCORES.get(args.env.split("-")[0]) or (dataset and dataset.scores)
-        name = run_name(args, dataset, source and source["from"])
+        data = dataset._asdict() if dataset else source and source["dataset"]
+        self.scores = D4RL_SCORES.get(args.env.split("-")[0]) or (data and data["scores"])
+        name = run_name(args, dataset, source)
         self.folder = Path(args.runs_dir) / args.env / name
         self.folders = [self.folder / f"seed{seed}" for seed in self.seeds]
         existing = [str(folder) for folder in self.folders if folder.exists()]
@@ -704,7 +713,7 @@ class Run:
         commit = subprocess.run(git, shell=True, capture_output=True, text=True).stdout.strip() or None
         versions = {name: version(name) for name in ("torch", "gymnasium", "mujoco", "minari", "numpy")}
         hardware = torch.cuda.get_device_name() if self.device == "cuda" else f"{os.cpu_count()} CPU cores"
-        data = dataset and {k: v for k, v in dataset._asdict().items() if k not in ("rows", "returns")}
+        data = data and {k: v for k, v in data.items() if k not in ("rows", "returns")}
         self.config = {"script": SCRIPT, "run": name, "algorithm": ALGORITHM, "env": args.env}
         self.config |= {"args": asdict(args), "num_seeds": args.num_seeds, "dataset": data, "checkpoint": source}
         self.config |= {key: getattr(args, key, 0) for key in ("offline_steps", "online_steps")}
@@ -752,6 +761,10 @@ class Run:
             self.set_status("failed")
             raise
         self.set_status("finished")
+        minutes = (time.time() - self.started) / 60
+        print(
+            f"finished in {minutes:.1f} min, last return {self.last.mean():.0f}; by seed {self.last.round().tolist()}"
+        )
 
     def set_status(self, status: str) -> None:
         for seed, folder in zip(self.seeds, self.folders, strict=True):
@@ -763,6 +776,7 @@ class Run:
         """One evaluation: a row an episode in eval.csv, a row a metric in metrics.csv, a checkpoint."""
         where, seconds = [self.phase, self.gradient_step, self.env_step], round(time.time() - self.started, 1)
         returns, lengths = evaluation.returns, evaluation.lengths
+        self.last = returns.mean(1)
         metrics = {**metrics, "eval/q_bias": evaluation.q_bias, "eval/return": returns.mean(1)}
         scores = np.full(returns.shape, "", dtype=object)
         if self.scores:
@@ -827,14 +841,15 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, run: Run, args: Args) -> 
 
 def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> dict[str, np.ndarray]:
     """Q of random actions and drift from the reference policy, without touching the training's random state."""
-    if table.num_offline + table.added == 0:
+    if table.added == 0 and table.replay != "append":
         return {}
     with torch.random.fork_rng():
         torch.manual_seed(args.seed)
         obs, action, *_ = table.sample(args.batch_size)
         q = agent.critic(obs, 2 * torch.rand_like(action) - 1).mean((1, 2))
     drift = (best_action(agent, obs) - best_action(reference, obs)).square().sum(2).mean(1)
-    return {"q/random": q.cpu().numpy(), "policy/drift": drift.cpu().numpy()}
+    online_share = np.full(args.num_seeds, table.online_share())
+    return {"q/random": q.cpu().numpy(), "policy/drift": drift.cpu().numpy(), "replay/online_share": online_share}
 
 
 def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None:
@@ -939,7 +954,7 @@ def write_minari(name: str, rows: np.ndarray, sizes: list[int], env_id: str, **m
 
 
 def main(args: Args) -> None:
-    # Checks: nothing is written before they passed
+    # Checks
     obs_dim, low, high = check_args(args)
     replay = check_replay(args, has_data=args.dataset is not None)
     if args.save_dataset:

@@ -201,9 +201,7 @@ def test_a_folder_of_data_is_no_package(tmp_path, write):
     assert list(checker.first_party_imports(write(a="import datasets\n"))) == []
 
 
-@pytest.mark.parametrize(
-    "source", [SCRIPT.replace(checker.PLUMBING_RULE, ""), SCRIPT + checker.PLUMBING_RULE + "\n"]
-)
+@pytest.mark.parametrize("source", [SCRIPT.replace(checker.PLUMBING_RULE, ""), SCRIPT + checker.PLUMBING_RULE + "\n"])
 def test_rule_line(write, source):
     assert len(list(checker.rule_line(write(a=source)))) == 1
     assert list(checker.rule_line(write(a=SCRIPT, collect_dataset=source, plot_curves=source))) == []
@@ -238,9 +236,7 @@ NESTED = """def nested(x):
         (NESTED, changed(NESTED, "elif b:\n", "elif b:\n                while b:\n    ")),
         (
             NESTED,
-            changed(
-                NESTED, "else:\n                pass", "else:\n                if b:\n                    b"
-            ),
+            changed(NESTED, "else:\n                pass", "else:\n                if b:\n                    b"),
         ),
     ],
 )

@@ -239,9 +239,7 @@ def test_rows_written_again_after_a_resume_count_once(tmp_path):
 def test_normalised_score(tmp_path, capsys):
     write_seed(tmp_path, FINETUNE, 1, online(100, 50, 300))
     without = write_seed(tmp_path, "sac_scratch", 1, online(1, 2, start=0))
-    text = (
-        "phase,gradient_step,env_step,episode,return,length,normalized_score,seconds\nonline,0,0,0,5,9,,1\n"
-    )
+    text = "phase,gradient_step,env_step,episode,return,length,normalized_score,seconds\nonline,0,0,0,5,9,,1\n"
     (without / "eval.csv").write_text(text)
     rows, printed = run_main(tmp_path, capsys, y="score")
     assert set(rows) == {FINETUNE}
@@ -282,15 +280,11 @@ def test_online_steps_and_the_pretrained_score(tmp_path):
     colors = {curve.run: curve.color for curve in panels[0][1]}
     assert drawn(ax, colors["td3_bc-medium-replay"]) == [([0, 1000], [100, 200])]
     circles = [line for line in ax.get_lines() if line.get_marker() == "o"]
-    assert [(line.get_color(), line.get_ydata()[0]) for line in circles] == [
-        (colors["td3_bc-medium-replay"], 100)
-    ]
+    assert [(line.get_color(), line.get_ydata()[0]) for line in circles] == [(colors["td3_bc-medium-replay"], 100)]
     dashed = [line for line in ax.get_lines() if line.get_linestyle() == "--"]
     assert [list(line.get_ydata()) for line in dashed] == [[100, 100]]
     dotted = [line for line in ax.get_lines() if line.get_linestyle() == ":"]
-    assert [(line.get_color(), set(line.get_ydata())) for line in dotted] == [
-        (colors["iql-medium-replay"], {70})
-    ]
+    assert [(line.get_color(), set(line.get_ydata())) for line in dotted] == [(colors["iql-medium-replay"], {70})]
     assert ax.get_xlabel() == "online env steps"
 
 
@@ -307,8 +301,7 @@ def test_band_only_with_several_seeds(tmp_path):
     write_seed(tmp_path, "sac_scratch", 2, online(3, 8, start=0))
     figure, _, _ = panels_of(tmp_path)
     heights = [
-        np.ptp(band.get_paths()[0].vertices[:, 1]) if band.get_paths() else 0
-        for band in figure.axes[0].collections
+        np.ptp(band.get_paths()[0].vertices[:, 1]) if band.get_paths() else 0 for band in figure.axes[0].collections
     ]
     assert [np.nan_to_num(height) > 0 for height in heights] == [False, True]
 
@@ -395,9 +388,7 @@ def test_out(tmp_path):
     plot_curves.main(Args(runs=(runs,), out=f"{figures}/v1.2.png"))
     assert {path.name for path in figures.iterdir()} == {"v1.2.png", "v1.2.svg", "v1.2.md", "v1.2.csv"}
     assert not list(runs.glob("curves*"))
-    prefixes = {
-        out: plot_curves.output_prefix(Args(runs=(runs,), out=out)) for out in ("", "new/", str(figures))
-    }
+    prefixes = {out: plot_curves.output_prefix(Args(runs=(runs,), out=out)) for out in ("", "new/", str(figures))}
     assert prefixes == {"": runs / "curves", "new/": Path("new/curves"), str(figures): figures / "curves"}
     assert plot_curves.output_prefix(Args(runs=(runs,), metric="q/min")) == runs / "curves-q-min"
 

@@ -1,0 +1,845 @@
+"""SAC on a fixed dataset: the pretraining that online_finetune_sac.py picks up.
+
+Soft actor-critic whose batches come from logged transitions only; the environment is used to evaluate.
+Nothing keeps the policy near the data but the minimum over the critics and their LayerNorm, so more
+critics (--num-critics 10 is SAC-N) are the safer choice where the data are narrow.
+
+Papers: SAC, Haarnoja et al. 2018 (arXiv 1812.05905); SAC-N, An et al. 2021 (arXiv 2110.01548); the
+LayerNorm, Ball et al. 2023 (RLPD, arXiv 2302.02948). Options: the Q-filter; TD3-C's policy constraint
+(arXiv 2303.17396).
+
+Objective
+    critic  L(phi) = sum_e mean_B (Q_e(s, a) - y)^2                                  critic_loss, eq. (5)
+            y = r + gamma (1 - terminated) (min_e Q'_e(s', a') - alpha log pi(a'|s'))
+    actor   L(theta) = sum_B w (alpha log pi(a|s) - min_e Q_e(s, a)) / sum_B w       actor_loss, eq. (7)
+            w = 1, but --q-filter-weight where Q is under the threshold              q_filter
+            + lambda (d^2 - epsilon),  d^2 = mean_B |mu(s) - mu'(s)|^2               TD3-C, eqs. (4)-(5)
+    alpha   L = alpha (entropy - target entropy);  lambda  L = lambda (epsilon - d^2)  update, eq. (18)
+
+Symbols and shapes: S seeds, E critics, B batch, O observation, A action. The seed axis comes first
+everywhere: obs (S, B, O), action (S, B, A) in [-1, 1], reward (S, B), Q (S, E, B).
+
+Reads   --dataset (Minari or D4RL; by default the bundled one).
+Writes  runs/<env>/offline_pretrain_sac-<dataset>[-<tag>]/seed<k>/: config.json, eval.csv (a row an
+        episode; return is undiscounted, in the environment's units), metrics.csv, TensorBoard events,
+        checkpoint.pt, which online_finetune_sac.py continues from.
+
+Differs from sac_scratch.py: the rows are fixed, nothing is acted but evaluations.
+
+Deviations: LayerNorm (no scale, no shift) in the critics unless --no-layer-norm; the log standard
+deviation of the policy is squashed into [-5, 2]; TD3-C's constraint, stated for a deterministic policy,
+is on the squashed means, summed over action dimensions, with lambda = exp(log_dual) and its own Adam
+(the paper leaves that open).
+
+Run, two minutes on one CPU core:
+    python offline_pretrain_sac.py --offline-steps 5000 --eval-every 2500
+Run, in full (a GPU is advised):
+    python offline_pretrain_sac.py --num-seeds 10
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, NamedTuple, NoReturn
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+from torch import Tensor
+from torch.func import functional_call, grad_and_value
+from tqdm import tqdm
+
+ALGORITHM = "sac"  # the family of checkpoints that fit each other
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # CleanRL's range for the policy's log standard deviation
+ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
+
+
+@dataclass
+class Args:
+    # experiment
+    env: str = "Hopper-v4"  # Gymnasium id; actions are in [-1, 1] inside and rescaled at its edge
+    seed: int = 1  # first seed
+    num_seeds: int = 1  # seeds trained together: seed, seed + 1, ...
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA when there is one
+    compile: Literal["auto", "on", "off"] = "auto"  # compile the update; auto: if the run is long enough to gain
+    runs_dir: str = "runs"  # results go to <runs-dir>/<env>/<script>[-<tag>]/seed<k>/
+    overwrite: bool = False  # replace a run of the same settings
+    # data
+    dataset: str | None = None
+    """D4RL .hdf5 file, Minari folder or Minari id; looked up as a path, in the local Minari cache, in
+    datasets/, then downloaded. Default: the bundled one, where data are needed"""
+    # evaluation
+    eval_every: int = 5_000  # steps between evaluations; the first and the last step are always evaluated
+    eval_episodes: int = 5  # episodes an evaluation, of the deterministic policy
+    # optimisation
+    offline_steps: int = 100_000  # gradient updates on the dataset
+    batch_size: int = 256  # transitions a seed and update
+    gamma: float = 0.99  # discount a step
+    tau: float = 0.005  # share of the networks that moves into their targets, an update
+    actor_lr: float = 3e-4  # Adam's step size
+    critic_lr: float = 3e-4  # Adam's step size
+    alpha_lr: float = 3e-4  # Adam's step size for the log temperature
+    num_critics: int = 2  # the minimum over all of them is used (more than 2: SAC-N)
+    layer_norm: bool = True  # LayerNorm in the critics
+    hidden_dim: int = 256  # width of the two hidden layers
+    # Q-filter
+    q_filter_percentile: float = 0.0  # leave rows out of the policy loss under this percentile of Q; 0: off
+    q_filter_value: float | None = None  # a fixed threshold on Q instead, in units of discounted return
+    q_filter_weight: float = 0.0  # weight of the rows under the threshold: 0 drops them
+    q_filter_actions: Literal["data", "policy"] = "data"  # Q of the batch's actions or of the policy's
+    # policy constraint (TD3-C)
+    epsilon: float = math.inf  # bound on the squared distance to the target policy's action; inf: off
+    dual_lr: float = 1e-2  # Adam's step size for the log dual variable
+
+
+class Batch(NamedTuple):
+    obs: Tensor  # (S, B, O)
+    action: Tensor  # (S, B, A) in [-1, 1]
+    reward: Tensor  # (S, B)
+    next_obs: Tensor  # (S, B, O)
+    terminated: Tensor  # (S, B) 1 where the task ended: no value after it
+    truncated: Tensor  # (S, B) 1 where only the clock ended it: bootstraps
+
+
+class StackedLinear(nn.Module):
+    """Independent linear layers side by side: (stack, B, in) -> (stack, B, out).
+
+    `generators` holds one CPU generator a seed, and each seed owns `copies` neighbouring layers, so
+    a seed's initial weights do not depend on the seeds beside it. PyTorch's default initialisation.
+    """
+
+    def __init__(self, generators: list[torch.Generator], copies: int, in_dim: int, out_dim: int):
+        super().__init__()
+        bound = 1 / math.sqrt(in_dim)
+
+        def uniform(*shape: int) -> nn.Parameter:
+            draws = [torch.empty(copies, *shape).uniform_(-bound, bound, generator=g) for g in generators]
+            return nn.Parameter(torch.cat(draws))
+
+        self.weight = uniform(in_dim, out_dim)
+        self.bias = uniform(1, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.shape[2] == 1:  # a matrix with one column: multiply and sum is the faster kernel
+            return (x * self.weight.mT).sum(2, keepdim=True) + self.bias
+        return torch.bmm(x, self.weight) + self.bias  # baddbmm would first copy the bias to the output
+
+
+class MLP(nn.Module):
+    """Two hidden ReLU layers, with LayerNorm (no scale, no shift) before each ReLU if asked."""
+
+    def __init__(self, generators, copies, in_dim, hidden_dim, out_dim, layer_norm):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            StackedLinear(generators, copies, i, o)
+            for i, o in ((in_dim, hidden_dim), (hidden_dim, hidden_dim), (hidden_dim, out_dim))
+        )
+        self.layer_norm = layer_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = layer(x)
+            x = F.relu(F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
+        return self.layers[-1](x)
+
+
+class Critic(nn.Module):
+    """E critics a seed: obs (S, B, O), action (S, B, A) -> Q (S, E, B)."""
+
+    def __init__(self, generators, obs_dim, action_dim, hidden_dim, num_critics, layer_norm):
+        super().__init__()
+        self.num_critics = num_critics
+        self.mlp = MLP(generators, num_critics, obs_dim + action_dim, hidden_dim, 1, layer_norm)
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        x = torch.cat([obs, action], 2)[:, None].expand(-1, self.num_critics, -1, -1).flatten(0, 1)
+        return self.mlp(x).view(len(obs), self.num_critics, -1)
+
+
+class GaussianActor(nn.Module):
+    """Tanh-Gaussian policy: obs (S, B, O) -> mean and log_std (S, B, A), before the tanh."""
+
+    def __init__(self, generators, obs_dim, action_dim, hidden_dim):
+        super().__init__()
+        self.mlp = MLP(generators, 1, obs_dim, hidden_dim, 2 * action_dim, layer_norm=False)
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.mlp(obs).chunk(2, -1)
+        log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (log_std.tanh() + 1)
+        return mean, log_std
+
+
+class Agent(nn.Module):
+    """Everything that a checkpoint must hold: networks, targets, temperature, dual, optimisers.
+
+    Each tensor has the seeds along its first axis (S, or S * E for the critics), or has no axis.
+    """
+
+    def __init__(self, seeds: list[int], obs_dim, action_dim, hidden_dim, num_critics, layer_norm):
+        super().__init__()
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.actor = GaussianActor(generators, obs_dim, action_dim, hidden_dim)
+        self.critic = Critic(generators, obs_dim, action_dim, hidden_dim, num_critics, layer_norm)
+        self.target_actor, self.target_critic = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
+        self.shape = {"obs_dim": obs_dim, "action_dim": action_dim, "hidden_dim": hidden_dim}
+        self.shape |= {"num_critics": num_critics, "layer_norm": layer_norm}
+        self.log_alpha = nn.Parameter(torch.zeros(len(seeds)))
+        self.log_dual = nn.Parameter(torch.zeros(len(seeds)))
+        self.actor_adam = Adam(self.actor.parameters())
+        self.critic_adam = Adam(self.critic.parameters())
+        self.alpha_adam = Adam([self.log_alpha])
+        self.dual_adam = Adam([self.log_dual])
+        self.requires_grad_(False)
+
+
+def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """tanh(mean + std * noise) and its log-density, (S, B, A) and (S, B); arXiv 1812.05905, eq. (21).
+
+    log(1 - tanh(x)^2) is written as 2 (log 2 - x - softplus(-2x)), which is finite for every x.
+    """
+    x = mean + log_std.exp() * noise
+    log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    log_slope = 2 * (math.log(2) - x - F.softplus(-2 * x))
+    return x.tanh(), (log_normal - log_slope).sum(-1)
+
+
+def q_filter(q: Tensor, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weights (S, B) of the policy loss: 1 where q (S, B) reaches its seed's threshold, ties kept.
+
+    The threshold is --q-filter-value, or the --q-filter-percentile of the seed's batch (linear
+    interpolation). Source: the chapter on offline-to-online finetuning, "Q-filter".
+    """
+    if args.q_filter_value is None and args.q_filter_percentile == 0:
+        return torch.ones_like(q), {}
+    if args.q_filter_value is not None:
+        threshold = torch.full_like(q[:, :1], args.q_filter_value)
+    else:
+        threshold = torch.quantile(q, args.q_filter_percentile / 100, dim=1, keepdim=True)
+    weight = torch.where(q >= threshold, 1.0, args.q_filter_weight)
+    return weight, {"filter/fraction": (q < threshold).float().mean(1), "filter/threshold": threshold[:, 0]}
+
+
+def best_action(agent: Agent, obs: Tensor) -> Tensor:
+    """The deterministic action that evaluations execute: obs (S, B, O) -> (S, B, A)."""
+    return agent.actor(obs)[0].tanh()
+
+
+def critic_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, noise: Tensor, args: Args):
+    """Soft Bellman error, eqs. (5)-(6); returns its sum over seeds, (metrics, q (S, E, B))."""
+    alpha = agent.log_alpha.exp()[:, None]
+    next_action, next_log_prob = sample_action(*agent.actor(batch.next_obs), noise)
+    next_q = agent.target_critic(batch.next_obs, next_action).amin(1)  # (S, B)
+    target_q = batch.reward + args.gamma * (1 - batch.terminated) * (next_q - alpha * next_log_prob)
+    q = functional_call(agent.critic, params, (batch.obs, batch.action))  # (S, E, B)
+    loss = (q - target_q[:, None]).square().mean(2).sum(1)  # (S,)
+    metrics = {"loss/critic": loss, "q/data": q.mean((1, 2)), "q/target": target_q.mean(1)}
+    return loss.sum(), (metrics, q)
+
+
+def actor_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, noise: Tensor, args: Args, data_q: Tensor):
+    """Eq. (7), Q-filtered and constrained; data_q (S, B) is min_e Q of the batch's actions."""
+    alpha = agent.log_alpha.exp()[:, None]
+    mean, log_std = functional_call(agent.actor, params, (batch.obs,))
+    action, log_prob = sample_action(mean, log_std, noise)
+    q = agent.critic(batch.obs, action).amin(1)  # (S, B)
+
+    weight, filter_metrics = q_filter(data_q if args.q_filter_actions == "data" else q.detach(), args)
+    loss = (weight * (alpha * log_prob - q)).sum(1) / weight.sum(1).clamp(min=1e-6)  # (S,)
+    metrics = {"q/policy": q.mean(1), "policy/entropy": -log_prob.mean(1), **filter_metrics}
+
+    if args.epsilon < math.inf:
+        target_mean = agent.target_actor(batch.obs)[0]
+        distance = (mean.tanh() - target_mean.tanh()).square().sum(2).mean(1)  # (S,)
+        loss = loss + agent.log_dual.exp() * (distance - args.epsilon)
+        metrics["constraint/distance"] = distance
+    return loss.sum(), {"loss/actor": loss, **metrics}
+
+
+def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
+    """One update of everything, in place. Returns metrics, (S,) each."""
+    noise = torch.randn(2, *batch.action.shape, device=batch.action.device)
+
+    params = dict(agent.critic.named_parameters())
+    grads, (_, (metrics, q)) = grad_and_value(critic_loss, has_aux=True)(params, agent, batch, noise[0], args)
+    agent.critic_adam.step(grads.values(), args.critic_lr)
+
+    params = dict(agent.actor.named_parameters())
+    grads, (_, actor_metrics) = grad_and_value(actor_loss, has_aux=True)(
+        params, agent, batch, noise[1], args, q.amin(1)
+    )
+    agent.actor_adam.step(grads.values(), args.actor_lr)
+    metrics |= actor_metrics
+
+    alpha, target_entropy = agent.log_alpha.exp(), -batch.action.shape[2]
+    agent.alpha_adam.step([alpha * (metrics["policy/entropy"] - target_entropy)], args.alpha_lr)
+    metrics["policy/alpha"] = alpha
+    if args.epsilon < math.inf:
+        dual = agent.log_dual.exp()  # falls while the constraint is slack, grows while it is violated
+        agent.dual_adam.step([dual * (args.epsilon - metrics["constraint/distance"])], args.dual_lr)
+        metrics["constraint/dual"] = dual
+
+    torch._foreach_lerp_(list(agent.target_critic.parameters()), list(agent.critic.parameters()), args.tau)
+    torch._foreach_lerp_(list(agent.target_actor.parameters()), list(agent.actor.parameters()), args.tau)
+    return metrics
+
+
+# ---- plumbing: the same text in every script ----
+
+SCRIPT = Path(__file__).stem
+BUNDLED = Path(__file__).resolve().parent / "datasets"
+DEFAULT_DATASETS = {"Hopper": "hopper/medium-replay-v0"}  # what --dataset is when it is not given
+D4RL_SCORES = {  # undiscounted returns of a random and of an expert policy (Fu et al. 2020, arXiv 2004.07219)
+    "HalfCheetah": (-280.178953, 12135.0),
+    "Hopper": (-20.272305, 3234.3),
+    "Walker2d": (1.629008, 4592.3),
+    "Ant": (-325.6, 3879.7),
+}
+COMPILE_PAYS = 5_000  # updates: on a CPU core compilation costs half a minute and saves about 10 ms an update
+LIMITS = dict.fromkeys(("seed", "warmup_steps", "num_candidates", "candidate_std"), (0, math.inf))  # others: above 0
+LIMITS |= dict.fromkeys(("offline_ratio", "offline_ratio_end", "q_filter_weight", "gamma", "tau"), (0, 1))
+LIMITS |= {"optimism": (-1e9, 1e9), "q_filter_value": (-1e9, 1e9), "q_filter_percentile": (0, 99.999)}
+TAG_NAMES = {"offline_steps": "offline", "online_steps": "online", "q_filter_percentile": "qf", "num_candidates": "n"}
+TAG_NAMES |= {"offline_ratio": "ratio", "replay": ""}
+UNTAGGED = ("env", "seed", "num_seeds", "device", "compile", "runs_dir", "overwrite", "dataset", "save_dataset")
+UNTAGGED += ("checkpoint", "eval_every", "eval_episodes")  # they change nothing that is learned, or stand elsewhere
+
+
+class Adam(nn.Module):
+    """Adam (Kingma & Ba 2015, algorithm 1) in place on `params`, equal to torch.optim.Adam's step.
+
+    A module, so that its moments live in the agent's state_dict; a few foreach kernels, so that it
+    compiles into the same graph as the losses.
+    """
+
+    def __init__(self, params: Iterable[Tensor]):
+        super().__init__()
+        self.params = list(params)
+        self.m = nn.ParameterList(torch.zeros_like(p) for p in self.params)
+        self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params)
+        self.register_buffer("t", torch.zeros(()))
+
+    def step(self, grads: Iterable[Tensor], lr: float) -> None:
+        grads, m, v = list(grads), list(self.m), list(self.v)
+        self.t.add_(1)
+        torch._foreach_lerp_(m, grads, 1 - ADAM_BETA1)
+        torch._foreach_mul_(v, ADAM_BETA2)
+        torch._foreach_addcmul_(v, grads, grads, 1 - ADAM_BETA2)
+        denominator = torch._foreach_sqrt(v)
+        torch._foreach_div_(denominator, (1 - ADAM_BETA2**self.t).sqrt())
+        torch._foreach_add_(denominator, ADAM_EPS)
+        delta = torch._foreach_div(m, denominator)
+        torch._foreach_mul_(delta, -lr / (1 - ADAM_BETA1**self.t))
+        torch._foreach_add_(self.params, delta)
+
+
+def fail(message: str) -> NoReturn:
+    """Bad input: one line on stderr, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
+    """(observation size, lowest action, highest action) of --env; ends with one line if an argument is off."""
+    for field in fields(args):
+        value, (low, high) = getattr(args, field.name), LIMITS.get(field.name, (1e-12, math.inf))
+        if isinstance(value, int | float) and not isinstance(value, bool) and not low <= value <= high:
+            rule = f"in [{low}, {high}]" if field.name in LIMITS else "above 0"
+            fail(f"--{field.name.replace('_', '-')} {value}: must be {rule}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda: there is no CUDA device here; use --device cpu or auto")
+    try:
+        env = make_env(args.env)
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        fail(f"--env {args.env}: Gymnasium cannot make it ({str(error).strip().splitlines()[0]})")
+    obs, action = env.observation_space, env.unwrapped.action_space
+    if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
+        fail(f"--env {args.env}: observations must be vectors (a one-dimensional Box), not {obs}")
+    if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1 or not action.is_bounded():
+        fail(f"--env {args.env}: actions must be bounded vectors (a one-dimensional Box), not {action}")
+    return obs.shape[0], action.low, action.high
+
+
+def make_env(env_id: str) -> gym.Env:
+    """One environment whose actions are in [-1, 1]."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
+        env = gym.make(env_id, disable_env_checker=True)
+    box = isinstance(env.action_space, gym.spaces.Box) and env.action_space.is_bounded()
+    return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)) if box else env
+
+
+def make_envs(env_id: str, count: int) -> gym.vector.VectorEnv:
+    """`count` environments: each in a process of its own on a many-core host, else one after the other."""
+    functions, mode = [lambda: make_env(env_id)] * count, gym.vector.AutoresetMode.SAME_STEP
+    if count > 1 and len(os.sched_getaffinity(0)) >= 8:
+        return gym.vector.AsyncVectorEnv(functions, autoreset_mode=mode)
+    return gym.vector.SyncVectorEnv(functions, autoreset_mode=mode)
+
+
+class Dataset(NamedTuple):
+    name: str  # short, for the run's folder
+    source: str  # what --dataset was
+    recorded_in: str | None  # environment id, where the file says so
+    rows: np.ndarray  # (rows, 2 O + A + 3) float32, columns as in Batch, actions in [-1, 1]
+    returns: np.ndarray  # (episodes,) undiscounted
+    dropped: int  # last transitions of episodes that have no next observation
+    scores: tuple[float, float] | None  # the file's own reference returns, random and expert
+    fingerprint: str  # of the rows
+
+
+def read_d4rl(path: Path) -> tuple[list[np.ndarray], dict]:
+    """Columns of Batch and metadata from flat D4RL arrays in HDF5 (`timeouts` are truncations).
+
+    Without `next_observations`, row i + 1 follows row i, but never across the end of an episode: the
+    last transition of a truncated episode is dropped, and the one before it becomes the last.
+    """
+    import h5py
+
+    with h5py.File(path) as file:
+        data = {key: np.asarray(file[key]) for key in file if isinstance(file[key], h5py.Dataset)}
+    obs, terminated = data["observations"], data["terminals"].astype(bool)
+    truncated = data.get("timeouts", np.zeros(len(terminated))).astype(bool) & ~terminated
+    next_obs, drop = data.get("next_observations"), np.zeros(len(terminated), bool)
+    if next_obs is None:
+        next_obs, drop = np.concatenate([obs[1:], obs[-1:]]), truncated.copy()
+        drop[-1:] |= ~terminated[-1:]
+        truncated[:-1] |= drop[1:] & ~terminated[:-1]
+    columns = [obs, data["actions"], data["rewards"], next_obs, terminated, truncated]
+    return [column[~drop] for column in columns], {"dropped": int(drop.sum())}
+
+
+def read_minari(path: Path) -> tuple[list[np.ndarray], dict]:
+    """Columns of Batch and metadata from a Minari dataset folder (the one that holds data/)."""
+    from minari import MinariDataset
+
+    dataset = MinariDataset(path / "data")
+    columns = [[] for _ in Batch._fields]
+    for e in dataset.iterate_episodes():
+        values = e.observations[:-1], e.actions, e.rewards, e.observations[1:], e.terminations, e.truncations
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+    recorded_in = dataset.env_spec.id if dataset.env_spec else None
+    return [np.concatenate(c) for c in columns], dataset.storage.metadata | {"recorded_in": recorded_in}
+
+
+def find_dataset(name: str) -> Path:
+    """The file or folder behind --dataset: a path, the local Minari cache, datasets/, or a download."""
+    import minari
+    from minari.storage import get_dataset_path
+
+    path = Path(name)
+    if path.is_file():
+        return path
+    for folder in (path, get_dataset_path(name), BUNDLED / name):
+        if (folder / "data" / "metadata.json").is_file():
+            return folder
+    bundled = [p.parents[1].relative_to(BUNDLED).as_posix() for p in BUNDLED.glob("**/data/metadata.json")]
+    available = f"available here: {', '.join(sorted({*bundled, *minari.list_local_datasets()})) or 'none'}"
+    if not re.fullmatch(r"([\w-]+/)+[\w-]+-v\d+", name) or path.exists():
+        fail(f"--dataset {name}: no D4RL .hdf5 file and no Minari dataset; {available}")
+    print(f"{name} is not on this machine: asking Minari's hub (offline, that takes half a minute to fail)")
+    try:
+        minari.download_dataset(name)
+    except Exception as error:  # whatever the hub's client raises, the user needs the same line
+        fail(f"--dataset {name}: could not be downloaded ({type(error).__name__}); {available}")
+    return get_dataset_path(name)
+
+
+def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) -> Dataset:
+    """--dataset, or the environment's bundled one, after checking that it fits the environment."""
+    task = args.env.split("-")[0]
+    name = args.dataset or DEFAULT_DATASETS.get(task)
+    if name is None:
+        fail(f"--dataset is needed: none is bundled for {args.env} (sac_scratch.py --save-dataset makes one)")
+    path = find_dataset(name)
+    try:
+        columns, metadata = (read_d4rl if path.is_file() else read_minari)(path)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        fail(f"--dataset {name}: cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})")
+    columns = [np.asarray(column, np.float32) for column in columns]
+    obs, action, reward, next_obs, terminated, truncated = columns
+    if len(reward) == 0 or len({len(column) for column in columns}) > 1:
+        fail(f"--dataset {name}: empty, or its arrays differ in length: {[len(c) for c in columns]}")
+    if (obs.shape[1:], next_obs.shape[1:], action.shape[1:]) != ((obs_dim,), (obs_dim,), low.shape):
+        fail(
+            f"--dataset {name}: its observations {obs.shape[1:]} and actions {action.shape[1:]} do not fit "
+            f"{args.env}, which has ({obs_dim},) and {low.shape}"
+        )
+    recorded_in = metadata.get("recorded_in")
+    if recorded_in and recorded_in.split("-")[0] != task:
+        fail(f"--dataset {name}: recorded in {recorded_in}, not in {args.env}")
+    action = 2 * (action - low) / (high - low) - 1
+    rows = np.concatenate([c.reshape(len(c), -1) for c in (obs, action, *columns[2:])], 1, dtype=np.float32)
+    if not np.isfinite(rows).all() or np.abs(action).max() > 1 + 1e-4:
+        fail(f"--dataset {name}: has values that are not finite, or actions outside the bounds of {args.env}")
+    starts = np.concatenate([[0], np.flatnonzero(terminated + truncated) + 1])
+    returns = np.add.reduceat(reward.astype(np.float64), starts[starts < len(rows)])
+    scores = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    short = path.stem if path.is_file() else path.name.rsplit("-v", 1)[0]
+    fingerprint = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
+    scores = None if None in scores else scores
+    return Dataset(short, name, recorded_in, rows, returns, metadata.get("dropped", 0), scores, fingerprint)
+
+
+class ReplayTable:
+    """Every transition in one table on the device: the offline rows once, then one ring a seed.
+
+    A batch is one gather of row numbers (S, B), so the replay strategies differ only in how numbers
+    are drawn: "append" uniformly from offline rows and the seed's ring together, "online" from the
+    ring, "ratio" with the first share * B rows of a batch offline (RLPD's symmetric sampling at 0.5).
+    """
+
+    def __init__(self, offline: np.ndarray | None, seeds: int, shape: dict, capacity: int, replay: str, device):
+        self.sizes = [shape["obs_dim"], shape["action_dim"], 1, shape["obs_dim"], 1, 1]
+        self.num_offline = 0 if offline is None else len(offline)
+        self.seeds, self.capacity, self.replay = seeds, capacity, replay
+        self.rows = torch.zeros(self.num_offline + seeds * capacity, sum(self.sizes), device=device)
+        if self.num_offline:
+            self.rows[: self.num_offline] = torch.from_numpy(offline)
+        self.rings = self.rows[self.num_offline :].view(seeds, capacity, sum(self.sizes))
+        self.ring_start = self.num_offline + capacity * torch.arange(seeds, device=device)[:, None]
+        self.added = 0  # transitions a seed, the overwritten ones included
+        self.size = torch.zeros((), dtype=torch.int64, device=device)  # online rows a seed
+        self.offline_share = torch.zeros((), device=device)  # of a batch, for "ratio"
+
+    def add(self, obs, action, reward, next_obs, terminated, truncated) -> None:
+        """Stores one transition a seed; arrays (S, ...) as in Batch."""
+        columns = (obs, action, reward[:, None], next_obs, terminated[:, None], truncated[:, None])
+        row = torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32))
+        self.rings[:, self.added % self.capacity] = row.to(self.rows.device, non_blocking=True)
+        self.added += 1
+        self.size.fill_(min(self.added, self.capacity))
+
+    def draw(self, batch_size: int) -> Tensor:
+        """Row numbers (S, B) of a batch, drawn on the device."""
+        number = torch.randint(2**62, (self.seeds, batch_size), device=self.rows.device)
+        if self.replay == "append":
+            number = number % (self.num_offline + self.size)
+            return torch.where(number < self.num_offline, number, number - self.num_offline + self.ring_start)
+        online = number % self.size.clamp(min=1) + self.ring_start
+        if self.replay == "online":
+            return online
+        offline = torch.arange(batch_size, device=number.device) < (self.offline_share * batch_size).round()
+        return torch.where(offline, number % self.num_offline, online)
+
+    def online_share(self) -> float:
+        """Expected share of online rows in a batch."""
+        size = min(self.added, self.capacity)
+        in_all = {"append": size / max(self.num_offline + size, 1), "online": 1.0}
+        return in_all.get(self.replay, 1 - self.offline_share.item())
+
+    def sample(self, batch_size: int) -> Batch:
+        columns = self.rows[self.draw(batch_size)].split(self.sizes, 2)
+        obs, action, reward, next_obs, terminated, truncated = columns
+        return Batch(obs, action, reward[..., 0], next_obs, terminated[..., 0], truncated[..., 0])
+
+
+class Updates:
+    """`update` on fresh batches, `unroll` of them a call, with running sums of its metrics on the device.
+
+    On CUDA the whole step (draw, gather, losses, gradients, optimisers, targets) is one compiled graph,
+    replayed as a CUDA graph; on a CPU it is compiled where the run is long enough to gain by it.
+    Compiling and capturing run real updates, so the agent and the random state are put back afterwards.
+    """
+
+    def __init__(self, agent: Agent, table: ReplayTable, args: Args, total: int, unroll: int):
+        self.agent, self.table, self.args, self.unroll = agent, table, args, unroll
+        self.sums, self.count = {}, 0
+        self.step, self.launch = self.update_once, self.run
+        cuda = table.rows.is_cuda
+        if args.compile == "off" or (args.compile == "auto" and not cuda and total < COMPILE_PAYS):
+            return
+        state = [tensor.clone() for tensor in agent.state_dict().values()]
+        random_state = torch.cuda.get_rng_state() if cuda else torch.get_rng_state()
+        print("compiling the update (about half a minute) ...", flush=True)
+        try:
+            self.step = torch.compile(self.update_once, fullgraph=True)
+            self.launch = self.capture() if cuda else self.run
+            self.run()
+        except Exception as error:  # no compiler, or one that fails: slower, the same numbers
+            print(f"not compiled, running eagerly: {type(error).__name__}")
+            self.step, self.launch = self.update_once, self.run
+        for tensor, value in zip(agent.state_dict().values(), state, strict=True):
+            tensor.copy_(value)
+        torch.cuda.set_rng_state(random_state) if cuda else torch.set_rng_state(random_state)
+        self.read()
+
+    def update_once(self) -> dict[str, Tensor]:
+        return update(self.agent, self.table.sample(self.args.batch_size), self.args)
+
+    def run(self) -> None:
+        for _ in range(self.unroll):
+            for name, value in self.step().items():
+                self.sums.setdefault(name, torch.zeros_like(value)).add_(value)
+
+    def capture(self) -> Callable[[], None]:
+        """The captured form of `run`; launching it costs the host one call."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.run()
+        return graph.replay
+
+    def __call__(self) -> None:
+        self.launch()
+        self.count += self.unroll
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Means (S,) of the metrics since the last call; waits for the device."""
+        means = {name: (total / max(self.count, 1)).cpu().numpy() for name, total in self.sums.items()}
+        for total in self.sums.values():
+            total.zero_()
+        count, self.count = self.count, 0
+        return means if count else {}
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """A reader sees the old file or the new one, never a part."""
+    part = path.with_name(path.name + ".part")
+    write(part)
+    with open(part, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def run_name(args: Args, dataset: Dataset | None, source: dict | None) -> str:
+    """<script>[-<dataset>][-from-<source>][-<option><value>...], of the options that are not at their default."""
+    parts = [SCRIPT, dataset and dataset.name]
+    if source:  # its name, without the dataset where that is told already
+        parts.append("from-" + (source["run"].replace(f"-{dataset.name}", "", 1) if dataset else source["run"]))
+    for field in fields(args):
+        value = getattr(args, field.name)
+        if field.name not in UNTAGGED and value != field.default:
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            text = text.removesuffix("000") + "k" if isinstance(value, int) and text.endswith("000") else text
+            parts.append(f"{TAG_NAMES.get(field.name, field.name.replace('_', '-'))}{text}")
+    return "-".join(part for part in parts if part)
+
+
+class Run:
+    """A run's folders, one a seed, and where the run stands (phase, gradient_step, env_step)."""
+
+    def __init__(self, args: Args, dataset: Dataset | None, source: dict | None):
+        self.args, self.started, self.device = args, time.time(), "cpu"
+        if args.device != "cpu" and torch.cuda.is_available():
+            self.device = "cuda"
+        self.seeds = [args.seed + i for i in range(args.num_seeds)]
+        self.phase, self.gradient_step, self.env_step = "offline", source["gradient_step"] if source else 0, 0
+        data = dataset._asdict() if dataset else source and source["dataset"]
+        self.scores = D4RL_SCORES.get(args.env.split("-")[0]) or (data and data["scores"])
+        name = run_name(args, dataset, source)
+        self.folder = Path(args.runs_dir) / args.env / name
+        self.folders = [self.folder / f"seed{seed}" for seed in self.seeds]
+        existing = [str(folder) for folder in self.folders if folder.exists()]
+        if existing and not args.overwrite:
+            fail(f"--runs-dir {args.runs_dir}: {existing[0]} exists; --overwrite replaces it")
+        git = f"git -C '{BUNDLED.parent}' rev-parse HEAD"
+        commit = subprocess.run(git, shell=True, capture_output=True, text=True).stdout.strip() or None
+        versions = {name: version(name) for name in ("torch", "gymnasium", "mujoco", "minari", "numpy")}
+        hardware = torch.cuda.get_device_name() if self.device == "cuda" else f"{os.cpu_count()} CPU cores"
+        data = data and {k: v for k, v in data.items() if k not in ("rows", "returns")}
+        self.config = {"script": SCRIPT, "run": name, "algorithm": ALGORITHM, "env": args.env}
+        self.config |= {"args": asdict(args), "num_seeds": args.num_seeds, "dataset": data, "checkpoint": source}
+        self.config |= {key: getattr(args, key, 0) for key in ("offline_steps", "online_steps")}
+        self.config |= {"git_commit": commit, "versions": versions, "hardware": hardware}
+
+    def describe(self, dataset: Dataset | None) -> None:
+        """The start-up summary."""
+        seeds = f"seeds {self.seeds[0]} to {self.seeds[-1]}" if len(self.seeds) > 1 else f"seed {self.seeds[0]}"
+        print(f"{SCRIPT}: {self.args.env}, {seeds}, on {self.config['hardware']}")
+        if dataset:
+            quantiles = " / ".join(f"{q:.0f}" for q in np.quantile(dataset.returns, (0, 0.25, 0.5, 0.75, 1)))
+            print(
+                f"data: {dataset.source}, {len(dataset.rows):,} transitions, {len(dataset.returns):,} episodes, "
+                f"return min / quartiles / max {quantiles}"
+            )
+            if dataset.dropped:
+                print(f"data: {dataset.dropped} last transitions without a next observation were dropped")
+            if dataset.recorded_in not in (None, self.args.env):
+                print(f"data: recorded in {dataset.recorded_in}, another version than {self.args.env}")
+        if self.config["checkpoint"]:
+            print(f"start: {self.config['checkpoint']['path']}, after {self.gradient_step:,} updates")
+        print(f"writes: {self.folder}/seed*/ (eval.csv, metrics.csv, checkpoint.pt, TensorBoard events)")
+
+    @contextmanager
+    def recording(self, agent: Agent):
+        """Makes the folders; marks the run finished, or interrupted (Ctrl-C: with a checkpoint), or failed."""
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            header = "phase,gradient_step,env_step,episode,return,length,normalized_score,seconds\n"
+            (folder / "eval.csv").write_text(header)
+            (folder / "metrics.csv").write_text("phase,gradient_step,env_step,name,value\n")
+        self.set_status("running")
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and --help needs none
+
+        self.writers = [SummaryWriter(str(folder)) for folder in self.folders]
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.save(agent)
+            self.set_status("interrupted")
+            print(f"\ninterrupted at {self.phase} step {self.env_step or self.gradient_step}; saved in {self.folder}")
+            raise SystemExit(130) from None
+        except BaseException:
+            self.set_status("failed")
+            raise
+        self.set_status("finished")
+        minutes = (time.time() - self.started) / 60
+        print(
+            f"finished in {minutes:.1f} min, last return {self.last.mean():.0f}; by seed {self.last.round().tolist()}"
+        )
+
+    def set_status(self, status: str) -> None:
+        for seed, folder in zip(self.seeds, self.folders, strict=True):
+            now = {"seed": seed, "status": status, "started": self.started, "seconds": time.time() - self.started}
+            text = json.dumps(self.config | now, indent=1)
+            write_atomically(folder / "config.json", lambda path, text=text: path.write_text(text))
+
+    def record(self, agent: Agent, evaluation: Evaluation, metrics: dict[str, np.ndarray]) -> None:
+        """One evaluation: a row an episode in eval.csv, a row a metric in metrics.csv, a checkpoint."""
+        where, seconds = [self.phase, self.gradient_step, self.env_step], round(time.time() - self.started, 1)
+        returns, lengths = evaluation.returns, evaluation.lengths
+        self.last = returns.mean(1)
+        metrics = {**metrics, "eval/q_bias": evaluation.q_bias, "eval/return": returns.mean(1)}
+        scores = np.full(returns.shape, "", dtype=object)
+        if self.scores:
+            scores = (100 * (returns - self.scores[0]) / (self.scores[1] - self.scores[0])).round(3)
+            metrics["eval/normalized_score"] = scores.mean(1)
+        for i, folder in enumerate(self.folders):
+            rows = zip(range(returns.shape[1]), returns[i].round(3), lengths[i], scores[i], strict=True)
+            with open(folder / "eval.csv", "a", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([*where, *row, seconds] for row in rows)
+            values = {name: float(value[i]) for name, value in metrics.items()}
+            with open(folder / "metrics.csv", "a", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([*where, *item] for item in values.items())
+            for name, value in values.items():
+                self.writers[i].add_scalar(f"{name}_{self.phase}", value, self.env_step or self.gradient_step)
+            self.writers[i].flush()
+            if not math.isfinite(values.get("loss/critic", 0.0)):
+                raise SystemExit(f"error: seed {self.seeds[i]} diverged before {where}; {folder} keeps the last good")
+        self.save(agent)
+
+    def save(self, agent: Agent) -> None:
+        """checkpoint.pt of every seed: a plain dict of tensors, numbers and strings."""
+        state = {name: tensor.cpu() for name, tensor in agent.state_dict().items()}
+        facts = {key: self.config[key] for key in ("script", "run", "algorithm", "env", "args", "dataset")}
+        facts |= {"phase": self.phase, "gradient_step": self.gradient_step, "env_step": self.env_step}
+        for i, (seed, folder) in enumerate(zip(self.seeds, self.folders, strict=True)):
+            own = {n: (t.unflatten(0, (len(self.seeds), -1))[i] if t.dim() else t).clone() for n, t in state.items()}
+            checkpoint = {**facts, "seed": seed, "shape": agent.shape, "agent": own}
+            write_atomically(folder / "checkpoint.pt", lambda path, c=checkpoint: torch.save(c, path))
+
+
+class Evaluation(NamedTuple):
+    returns: np.ndarray  # (S, episodes) undiscounted
+    lengths: np.ndarray  # (S, episodes) steps
+    q_bias: np.ndarray  # (S,) mean over episodes of min_e Q(s0, best action) minus the discounted return
+
+
+def evaluate(agent: Agent, envs: gym.vector.VectorEnv, run: Run, args: Args) -> Evaluation:
+    """Episodes of the deterministic policy, all at once, one an environment; draws nothing from torch.
+
+    Episodes are seeded by (seed, steps so far, episode), so each evaluation sees new starts, and a
+    finetuning's evaluation at step 0 repeats the last one of its pretraining.
+    """
+    shape = (args.num_seeds, args.eval_episodes)
+    keys = [(seed, run.gradient_step, run.env_step, j) for seed in run.seeds for j in range(shape[1])]
+    obs, _ = envs.reset(seed=[int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys])
+    returns, discounted, lengths = np.zeros(shape).ravel(), np.zeros(shape).ravel(), np.zeros(shape, int).ravel()
+    running, discount, first_q = np.ones(len(keys), bool), 1.0, None
+    while running.any():
+        device_obs = torch.as_tensor(obs, dtype=torch.float32, device=run.device).view(*shape, -1)
+        action = best_action(agent, device_obs)
+        if first_q is None:
+            first_q = agent.critic(device_obs, action).amin(1).cpu().numpy()
+        obs, reward, terminated, truncated, _ = envs.step(action.flatten(0, 1).cpu().numpy())
+        returns += running * reward
+        discounted += running * discount * reward
+        lengths += running
+        discount *= args.gamma
+        running &= ~(terminated | truncated)
+    bias = (first_q - discounted.reshape(shape)).mean(1)
+    return Evaluation(returns.reshape(shape), lengths.reshape(shape), bias)
+
+
+def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> dict[str, np.ndarray]:
+    """Q of random actions and drift from the reference policy, without touching the training's random state."""
+    if table.added == 0 and table.replay != "append":
+        return {}
+    with torch.random.fork_rng():
+        torch.manual_seed(args.seed)
+        obs, action, *_ = table.sample(args.batch_size)
+        q = agent.critic(obs, 2 * torch.rand_like(action) - 1).mean((1, 2))
+    drift = (best_action(agent, obs) - best_action(reference, obs)).square().sum(2).mean(1)
+    online_share = np.full(args.num_seeds, table.online_share())
+    return {"q/random": q.cpu().numpy(), "policy/drift": drift.cpu().numpy(), "replay/online_share": online_share}
+
+
+def train_offline(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None:
+    """Gradient updates on the offline rows, with evaluations in between."""
+    run.phase = "offline"
+    eval_envs = make_envs(args.env, args.num_seeds * args.eval_episodes)
+    unroll = math.gcd(10, args.eval_every, args.offline_steps) if table.rows.is_cuda else 1
+    updates = Updates(agent, table, args, args.offline_steps, unroll)
+    reference = copy.deepcopy(agent)
+    progress = tqdm(total=args.offline_steps, unit=" updates", desc="offline", mininterval=1)
+    for step in range(0, args.offline_steps + 1, unroll):
+        run.gradient_step = step
+        if step % args.eval_every == 0 or step == args.offline_steps:
+            evaluation = evaluate(agent, eval_envs, run, args)
+            run.record(agent, evaluation, updates.read() | diagnose(agent, reference, table, args))
+            progress.set_postfix_str(f"return {evaluation.returns.mean():.0f}")
+        if step < args.offline_steps:
+            updates()
+            progress.update(unroll)
+    progress.close()
+    eval_envs.close()
+
+
+def main(args: Args) -> None:
+    # Checks
+    obs_dim, low, high = check_args(args)
+    dataset = load_dataset(args, obs_dim, low, high)
+    run = Run(args, dataset, None)
+
+    # Agent and replay
+    run.describe(dataset)
+    torch.manual_seed(args.seed)
+    torch.set_float32_matmul_precision("high")  # TF32 on CUDA
+    agent = Agent(run.seeds, obs_dim, len(low), args.hidden_dim, args.num_critics, args.layer_norm).to(run.device)
+    table = ReplayTable(dataset.rows, args.num_seeds, agent.shape, 0, "append", run.device)
+
+    # Training
+    with run.recording(agent):
+        train_offline(agent, table, run, args)
+    seeds = f" --seed {args.seed} --num-seeds {args.num_seeds}" if (args.seed, args.num_seeds) != (1, 1) else ""
+    print(f"next: python online_finetune_sac.py --env {args.env} --checkpoint {run.folder}{seeds}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
