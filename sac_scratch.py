@@ -899,7 +899,7 @@ def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None
     eval_envs.close()
 
 
-def check_new_dataset(name: str) -> None:
+def check_new_dataset(name: str, option: str = "--save-dataset") -> None:
     """Ends with one line if `name` cannot be the id of a new Minari dataset in the local cache."""
     from minari.dataset.minari_dataset import parse_dataset_id
     from minari.storage import get_dataset_path
@@ -907,15 +907,16 @@ def check_new_dataset(name: str) -> None:
     try:
         parse_dataset_id(name)
     except (ValueError, TypeError):
-        fail(f"--save-dataset {name}: a Minari id looks like hopper/mine-v0")
+        fail(f"{option} {name}: a Minari id looks like hopper/mine-v0")
     if get_dataset_path(name).exists():
-        fail(f"--save-dataset {name}: {get_dataset_path(name)} exists; delete it or take another name")
+        fail(f"{option} {name}: {get_dataset_path(name)} exists; delete it or take another name")
 
 
-def write_minari(name: str, rows: np.ndarray, sizes: list[int], env_id: str, **metadata) -> None:
+def write_minari(name: str, rows: np.ndarray, sizes: list[int], env_id: str, seeds=None, **metadata) -> None:
     """Rows of a ReplayTable, in order, as a Minari dataset; a last episode that was cut counts as truncated.
 
-    Stored as float32 and gzipped, a third of the size of Minari's own files; plain Minari loads it.
+    Actions are stored as the environment got them, in its own bounds. `seeds`: what each episode was reset
+    with, if known. float32 and gzipped, a third of the size of Minari's own files; plain Minari loads it.
     """
     import h5py
     import minari
@@ -924,18 +925,21 @@ def write_minari(name: str, rows: np.ndarray, sizes: list[int], env_id: str, **m
     obs, action, reward, next_obs, terminated, truncated = np.split(rows, np.cumsum(sizes)[:-1], 1)
     truncated[-1] = 1 - terminated[-1]
     ends = np.flatnonzero(terminated + truncated) + 1
-    env = make_env(env_id).unwrapped
-    low, high = env.action_space.low, env.action_space.high
+    env = make_env(env_id)
     episodes = [
         EpisodeBuffer(
+            seed=seed,
             observations=np.concatenate([obs[a:b], next_obs[b - 1 : b]]),
-            actions=low + (action[a:b] + 1) / 2 * (high - low),
+            actions=env.action(action[a:b]),
             rewards=reward[a:b, 0],
             terminations=terminated[a:b, 0].astype(bool),
             truncations=truncated[a:b, 0].astype(bool),
         )
-        for a, b in zip([0, *ends[:-1]], ends, strict=True)
+        for a, b, seed in zip([0, *ends[:-1]], ends, seeds or [None] * len(ends), strict=True)
     ]
+    scores = D4RL_SCORES.get(env_id.split("-")[0], (None, None))
+    metadata = {"ref_min_score": scores[0], "ref_max_score": scores[1], "author": "o2o-scripts", **metadata}
+    metadata["requirements"] = [f"{package}=={version(package)}" for package in ("gymnasium", "mujoco")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Minari misses an author's address and a link to code
         dataset = minari.create_dataset_from_buffers(name, episodes, env=env_id, **metadata)

@@ -103,7 +103,9 @@ def test_finetuning_picks_the_newest_finished_offline_run_and_nothing_else(pretr
     out, _ = call("online_finetune_sac", ONLINE)  # newer, but a finetuning
     assert f"start: {pretrained}/seed1/checkpoint.pt" in out
     call("offline_pretrain_sac", f"{OFFLINE} --tau 0.01")
-    config = Path("runs/Hopper-v4/offline_pretrain_sac-tiny-offline20-batch-size16-tau0.01-hidden-dim16/seed1/config.json")
+    config = Path(
+        "runs/Hopper-v4/offline_pretrain_sac-tiny-offline20-batch-size16-tau0.01-hidden-dim16/seed1/config.json"
+    )
     assert config.is_file()
     out, _ = call("online_finetune_sac", f"{ONLINE} --overwrite")
     assert f"start: {config.parent}/checkpoint.pt" in out
@@ -112,7 +114,9 @@ def test_finetuning_picks_the_newest_finished_offline_run_and_nothing_else(pretr
     assert f"start: {pretrained}/seed1/checkpoint.pt" in out
 
 
-@pytest.mark.parametrize("options", ["--replay online", "--offline-ratio 0.5 --offline-ratio-end 0", "--warmup-steps 10"])
+@pytest.mark.parametrize(
+    "options", ["--replay online", "--offline-ratio 0.5 --offline-ratio-end 0", "--warmup-steps 10"]
+)
 def test_finetuning_with_each_replay_strategy(pretrained, call, options):
     call("online_finetune_sac", f"{ONLINE} --checkpoint {pretrained} {options}")
     (folder,) = Path("runs/Hopper-v4").glob("online_finetune_sac-*")
@@ -136,7 +140,9 @@ def test_all_options_together_log_their_diagnostics(pretrained, call):
 def test_scratch_with_offline_rows_and_saving_its_experience(call):
     import minari
 
-    options = "--hidden-dim 16 --warmup-steps 10 --dataset hopper/tiny-v0 --offline-ratio 0.5 --save-dataset hopper/own-v0"
+    options = (
+        "--hidden-dim 16 --warmup-steps 10 --dataset hopper/tiny-v0 --offline-ratio 0.5 --save-dataset hopper/own-v0"
+    )
     out, _ = call("sac_scratch", f"{ONLINE} {options}")
     assert "wrote hopper/own-v0: 40 transitions" in out
     dataset = minari.load_dataset("hopper/own-v0")
@@ -155,8 +161,8 @@ def test_the_same_command_gives_the_same_numbers_and_another_seed_others(call):
 @pytest.mark.parametrize("env", ["HalfCheetah-v4", "Walker2d-v4", "Hopper-v5"])
 def test_other_environments_given_a_dataset(call, env):
     import minari
-    from conftest import random_rows
 
+    from conftest import random_rows
     from sac_scratch import make_env, write_minari
 
     probe, name = make_env(env), f"{env.split('-')[0].lower()}/probe{env[-1]}-v0"

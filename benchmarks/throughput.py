@@ -1,0 +1,174 @@
+"""Updates and environment steps a second of the SAC scripts, beside a plain PyTorch SAC in the same run.
+
+The plain one is what a reader would write first: nn.Sequential networks, one for each critic,
+torch.optim.Adam, autograd, a NumPy replay; one seed. All variants take turns, so that a machine whose
+speed wanders treats them alike; the median over turns is printed.
+
+    OMP_NUM_THREADS=1 python benchmarks/throughput.py                 one seed on this machine
+    python benchmarks/throughput.py --num-seeds 10 --device cuda      ten seeds on a GPU
+"""
+
+import csv
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import sac_scratch as sac  # noqa: E402
+
+
+@dataclass
+class Args:
+    env: str = "Hopper-v4"  # Gymnasium id
+    num_seeds: int = 1  # seeds of the stacked script; the plain SAC has one
+    device: str = "cpu"  # cpu or cuda
+    updates: int = 100  # updates (and environment steps) a turn
+    turns: int = 5  # turns of every variant
+    out: str | None = None  # also write the table to this CSV
+
+
+class PlainSAC:
+    """One seed, eager, two critic networks; the same arithmetic as sac_scratch.py without LayerNorm."""
+
+    def __init__(self, obs_dim: int, action_dim: int, device: str):
+        def mlp(inputs: int, outputs: int) -> nn.Sequential:
+            layers = nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, outputs)
+            return nn.Sequential(*layers).to(device)
+
+        self.device, self.target_entropy = device, -action_dim
+        self.actor = mlp(obs_dim, 2 * action_dim)
+        self.q1, self.q2, self.t1, self.t2 = (mlp(obs_dim + action_dim, 1) for _ in range(4))
+        self.log_alpha = torch.zeros(1, device=device, requires_grad=True)
+        self.critics = [*self.q1.parameters(), *self.q2.parameters()]
+        self.targets = [*self.t1.parameters(), *self.t2.parameters()]
+        self.critic_adam = torch.optim.Adam(self.critics, 3e-4)
+        self.actor_adam = torch.optim.Adam(self.actor.parameters(), 3e-4)
+        self.alpha_adam = torch.optim.Adam([self.log_alpha], 3e-4)
+
+    def sample(self, obs):
+        mean, log_std = self.actor(obs).chunk(2, -1)
+        log_std = -5 + 3.5 * (log_std.tanh() + 1)
+        normal = torch.distributions.Normal(mean, log_std.exp())
+        x = normal.rsample()
+        return x.tanh(), (normal.log_prob(x) - 2 * (math.log(2) - x - F.softplus(-2 * x))).sum(-1)
+
+    def update(self, rows: np.ndarray, sizes: list[int]) -> None:
+        batch = torch.from_numpy(rows[np.random.randint(len(rows), size=256)]).to(self.device)
+        obs, action, reward, next_obs, terminated, _ = batch.split(sizes, 1)
+        alpha = self.log_alpha.exp().detach()
+        with torch.no_grad():
+            next_action, log_prob = self.sample(next_obs)
+            x = torch.cat([next_obs, next_action], 1)
+            next_q = torch.min(self.t1(x), self.t2(x)) - alpha * log_prob[:, None]
+            target = reward + 0.99 * (1 - terminated) * next_q
+        x = torch.cat([obs, action], 1)
+        loss = F.mse_loss(self.q1(x), target) + F.mse_loss(self.q2(x), target)
+        self.critic_adam.zero_grad()
+        loss.backward()
+        self.critic_adam.step()
+        new, log_prob = self.sample(obs)
+        x = torch.cat([obs, new], 1)
+        loss = (alpha * log_prob[:, None] - torch.min(self.q1(x), self.q2(x))).mean()
+        self.actor_adam.zero_grad()
+        loss.backward()
+        self.actor_adam.step()
+        loss = -self.log_alpha.exp() * (log_prob.detach() + self.target_entropy).mean()
+        self.alpha_adam.zero_grad()
+        loss.backward()
+        self.alpha_adam.step()
+        with torch.no_grad():
+            for target, param in zip(self.targets, self.critics, strict=True):
+                target.mul_(0.995).add_(param, alpha=0.005)
+
+
+def stacked(args: Args, compile: str, layer_norm: bool, rows: np.ndarray, obs_dim: int, action_dim: int):
+    """(one update of all seeds, one online step of all seeds) of sac_scratch.py."""
+    seeds = list(range(1, args.num_seeds + 1))
+    options = sac.Args(env=args.env, num_seeds=args.num_seeds, compile=compile, layer_norm=layer_norm)
+    agent = sac.Agent(seeds, obs_dim, action_dim, 256, 2, layer_norm).to(args.device)
+    table = sac.ReplayTable(rows, args.num_seeds, agent.shape, 100_000, "append", args.device)
+    updates = sac.Updates(agent, table, options, 10**9, 1)
+    envs = sac.make_envs(args.env, args.num_seeds)
+    obs, _ = envs.reset(seed=seeds)
+
+    def online_step() -> None:
+        nonlocal obs
+        device_obs = torch.as_tensor(obs, dtype=torch.float32, device=args.device)[:, None]
+        action = sac.select_action(agent, device_obs, options)[0][:, 0].cpu().numpy()
+        updates()
+        next_obs, reward, terminated, truncated, _ = envs.step(action)
+        table.add(obs, action, reward, next_obs, terminated, truncated)
+        obs = next_obs
+
+    return updates, online_step
+
+
+def plain(args: Args, rows: np.ndarray, obs_dim: int, action_dim: int):
+    """The same pair for the plain SAC."""
+    agent, env, sizes = PlainSAC(obs_dim, action_dim, args.device), sac.make_env(args.env), [obs_dim, action_dim, 1]
+    sizes += [obs_dim, 1, 1]
+    obs, _ = env.reset(seed=1)
+
+    def online_step() -> None:
+        nonlocal obs
+        with torch.no_grad():
+            device_obs = torch.as_tensor(obs, dtype=torch.float32, device=args.device)[None]
+            action = agent.sample(device_obs)[0][0].cpu().numpy()
+        obs, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            obs, _ = env.reset()
+        agent.update(rows, sizes)
+
+    return lambda: agent.update(rows, sizes), online_step
+
+
+def main(args: Args) -> None:
+    torch.set_float32_matmul_precision("high")
+    env = sac.make_env(args.env)
+    obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(50_000, 2 * obs_dim + action_dim + 3)).astype(np.float32).clip(-1, 1)
+    rows[:, -2:] = 0
+    fast = "on"  # on CUDA with a CUDA graph
+    data = rows, obs_dim, action_dim
+    variants = {
+        "plain PyTorch, eager": (plain(args, *data), 1),
+        "stacked, eager": (stacked(args, "off", False, *data), args.num_seeds),
+        "stacked, compiled": (stacked(args, fast, False, *data), args.num_seeds),
+        "stacked, compiled, LayerNorm critics": (stacked(args, fast, True, *data), args.num_seeds),
+    }
+    rates = {name: ([], []) for name in variants}
+    for turn in range(args.turns + 1):  # the first turn warms up
+        for name, (functions, _) in variants.items():
+            for function, found in zip(functions, rates[name], strict=True):
+                start = time.perf_counter()
+                for _ in range(args.updates):
+                    function()
+                if args.device == "cuda":
+                    torch.cuda.synchronize()
+                if turn:
+                    found.append(args.updates / (time.perf_counter() - start))
+    base = [np.median(found) for found in rates["plain PyTorch, eager"]]
+    hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    table = [["variant", "seeds", "updates/s a seed", "x plain", "online steps/s a seed", "x plain", "hardware"]]
+    for name, (_, seeds) in variants.items():
+        offline, online = (np.median(found) for found in rates[name])
+        ratios = [f"{offline * seeds / base[0]:.2f}", f"{online * seeds / base[1]:.2f}"]
+        table.append([name, seeds, f"{offline:.0f}", ratios[0], f"{online:.0f}", ratios[1], hardware])
+    for row in table:
+        print("  ".join(f"{cell!s:<38}" if i == 0 else f"{cell!s:>16}" for i, cell in enumerate(row)))
+    if args.out:
+        with open(args.out, "w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(table)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
