@@ -33,7 +33,8 @@ Differs from sac_scratch.py: the start, and that no action is random: --warmup-s
 Deviations: LayerNorm (no scale, no shift) in the critics if the checkpoint has it; the log standard
 deviation of the policy is squashed into [-5, 2]; TD3-C's constraint, stated for a deterministic policy,
 is on the squashed means, summed over action dimensions, with lambda = exp(log_dual) and its own Adam,
-and its target policy starts as a copy of the pretrained one (the paper leaves these open).
+and its target policy starts as a copy of the pretrained one (the paper leaves these open). eval/q_bias
+compares SAC's Q, entropy bonus included, with plain returns.
 
 Run, two minutes on one CPU core, after the short pretraining of offline_pretrain_sac.py:
     python online_finetune_sac.py --online-steps 5000 --eval-every 1000
@@ -56,7 +57,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -74,6 +75,7 @@ from tqdm import tqdm
 
 ALGORITHM = "sac"  # the family of checkpoints that fit each other
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # CleanRL's range for the policy's log standard deviation
+LOG_DUAL_MIN = -7.0  # lambda of 0.001: further down, its gradient drowns in Adam's epsilon and it never comes back
 ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
 
 
@@ -106,7 +108,7 @@ class Args:
     alpha_lr: float = 3e-4  # Adam's step size for the log temperature
     # online
     online_steps: int = 100_000  # environment steps a seed
-    warmup_steps: int = 0  # first steps that act and do not update
+    warmup_steps: int = 0  # first steps that act without updating; at random if nothing was pretrained
     updates_per_step: int = 1  # gradient updates an environment step
     replay: Literal["append", "online", "ratio"] | None = None
     """batches from offline and online rows alike, from online rows only, or with a fixed share of offline
@@ -299,7 +301,7 @@ def critic_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, noise: Te
 
 
 def actor_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, noise: Tensor, args: Args, data_q: Tensor):
-    """Eq. (7), Q-filtered and constrained; data_q (S, B) is min_e Q of the batch's actions."""
+    """Eq. (7), Q-filtered and constrained; data_q (S, B): min_e Q of the batch's actions before the critic's step."""
     alpha = agent.log_alpha.exp()[:, None]
     mean, log_std = functional_call(agent.actor, params, (batch.obs,))
     action, log_prob = sample_action(mean, log_std, noise)
@@ -338,6 +340,7 @@ def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
     if args.epsilon < math.inf:
         dual = agent.log_dual.exp()  # falls while the constraint is slack, grows while it is violated
         agent.dual_adam.step([dual * (args.epsilon - metrics["constraint/distance"])], args.dual_lr)
+        agent.log_dual.clamp_(min=LOG_DUAL_MIN)
         metrics["constraint/dual"] = dual
 
     torch._foreach_lerp_(list(agent.target_critic.parameters()), list(agent.critic.parameters()), args.tau)
@@ -357,13 +360,23 @@ D4RL_SCORES = {  # undiscounted returns of a random and of an expert policy (Fu 
     "Ant": (-325.6, 3879.7),
 }
 COMPILE_PAYS = 5_000  # updates: on a CPU core compilation costs half a minute and saves about 10 ms an update
-LIMITS = dict.fromkeys(("seed", "warmup_steps", "num_candidates", "candidate_std"), (0, math.inf))  # others: above 0
-LIMITS |= dict.fromkeys(("offline_ratio", "offline_ratio_end", "q_filter_weight", "gamma", "tau"), (0, 1))
-LIMITS |= {"optimism": (-1e9, 1e9), "q_filter_value": (-1e9, 1e9), "q_filter_percentile": (0, 99.999)}
-TAG_NAMES = {"offline_steps": "offline", "online_steps": "online", "q_filter_percentile": "qf", "num_candidates": "n"}
-TAG_NAMES |= {"offline_ratio": "ratio", "replay": ""}
-UNTAGGED = ("env", "seed", "num_seeds", "device", "compile", "runs_dir", "overwrite", "dataset", "save_dataset")
-UNTAGGED += ("checkpoint", "eval_every", "eval_episodes")  # they change nothing that is learned, or stand elsewhere
+LIMITS = {  # of arguments, both ends included; all others must be above 0
+    **dict.fromkeys(("warmup_steps", "num_candidates", "candidate_std"), (0, 1e12)),
+    **dict.fromkeys(("offline_ratio", "offline_ratio_end", "q_filter_weight", "gamma", "tau"), (0, 1)),
+    **dict.fromkeys(("optimism", "q_filter_value"), (-1e9, 1e9)),
+    "q_filter_percentile": (0, math.nextafter(100, 0)),
+    "epsilon": (1e-12, math.inf),
+    "seed": (0, 2**31),
+}
+TAG_NAMES = {"offline_steps": "offline", "online_steps": "online", "q_filter_percentile": "qf"} | {
+    "num_candidates": "n",
+    "offline_ratio": "ratio",
+    "replay": "",
+}
+UNTAGGED = (  # they change nothing that is learned, or stand elsewhere in the name
+    *("env", "seed", "num_seeds", "device", "compile", "runs_dir", "overwrite", "dataset", "save_dataset"),
+    *("checkpoint", "eval_every", "eval_episodes"),
+)
 
 
 class Adam(nn.Module):
@@ -403,19 +416,19 @@ def fail(message: str) -> NoReturn:
 def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
     """(observation size, lowest action, highest action) of --env; ends with one line if an argument is off."""
     for field in fields(args):
-        value, (low, high) = getattr(args, field.name), LIMITS.get(field.name, (1e-12, math.inf))
+        value, (low, high) = getattr(args, field.name), LIMITS.get(field.name, (1e-12, 1e12))
         if isinstance(value, int | float) and not isinstance(value, bool) and not low <= value <= high:
-            rule = f"in [{low}, {high}]" if field.name in LIMITS else "above 0"
+            rule = "above 0" if low == 1e-12 else f"in [{low}, {high:.4g}{')' if field.name[-4:] == 'tile' else ']'}"
             fail(f"--{field.name.replace('_', '-')} {value}: must be {rule}")
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: there is no CUDA device here; use --device cpu or auto")
     try:
         env = make_env(args.env)
-    except (gym.error.Error, ModuleNotFoundError) as error:
+    except (gym.error.Error, ImportError) as error:
         fail(f"--env {args.env}: Gymnasium cannot make it ({str(error).strip().splitlines()[0]})")
-    obs, action = env.observation_space, env.unwrapped.action_space
-    if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
-        fail(f"--env {args.env}: observations must be vectors (a one-dimensional Box), not {obs}")
+    args.env, obs, action = env.spec.id, env.observation_space, env.unwrapped.action_space
+    if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1 or env.spec.max_episode_steps is None:
+        fail(f"--env {args.env}: must have vector observations (a one-dimensional Box, not {obs}) and a step limit")
     if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1 or not action.is_bounded():
         fail(f"--env {args.env}: actions must be bounded vectors (a one-dimensional Box), not {action}")
     return obs.shape[0], action.low, action.high
@@ -424,6 +437,8 @@ def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
 def check_replay(args: Args, has_data: bool) -> str:
     """The replay strategy: --replay, or what --offline-ratio and the presence of offline data imply."""
     replay = args.replay or ("ratio" if args.offline_ratio is not None else "append" if has_data else "online")
+    if replay == "online" and args.dataset:
+        fail(f"--dataset {args.dataset}: --replay online uses no logged data")
     if replay != "ratio" and args.offline_ratio is not None:
         fail(f"--offline-ratio {args.offline_ratio}: needs --replay ratio, not {replay}")
     if replay != "ratio" and args.offline_ratio_end is not None:
@@ -433,6 +448,10 @@ def check_replay(args: Args, has_data: bool) -> str:
 
 def make_env(env_id: str) -> gym.Env:
     """One environment whose actions are in [-1, 1]."""
+    with suppress(ImportError):  # without this, MuJoCo writes its warnings to MUJOCO_LOG.TXT where one works
+        import mujoco
+
+        mujoco.set_mju_user_warning(lambda message: None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
         env = gym.make(env_id, disable_env_checker=True)
@@ -468,7 +487,13 @@ def read_d4rl(path: Path) -> tuple[list[np.ndarray], dict]:
     import h5py
 
     with h5py.File(path) as file:
-        data = {key: np.asarray(file[key]) for key in file if isinstance(file[key], h5py.Dataset)}
+        optional = [key for key in ("timeouts", "next_observations") if key in file]
+        missing = [key for key in ("observations", "actions", "rewards", "terminals") if key not in file]
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        data = {key: file[key][()] for key in ("observations", "actions", "rewards", "terminals", *optional)}
+    if len({len(value) for value in data.values()}) > 1 or data["terminals"].ndim != 1:
+        raise ValueError(f"its arrays do not match: { {key: value.shape for key, value in data.items()} }")
     obs, terminated = data["observations"], data["terminals"].astype(bool)
     truncated = data.get("timeouts", np.zeros(len(terminated))).astype(bool) & ~terminated
     next_obs, drop = data.get("next_observations"), np.zeros(len(terminated), bool)
@@ -490,6 +515,7 @@ def read_minari(path: Path) -> tuple[list[np.ndarray], dict]:
         values = e.observations[:-1], e.actions, e.rewards, e.observations[1:], e.terminations, e.truncations
         for column, value in zip(columns, values, strict=True):
             column.append(value)
+        columns[-1][-1] = np.append(e.truncations[:-1], not e.terminations[-1])  # an episode ends where it ends
     recorded_in = dataset.env_spec.id if dataset.env_spec else None
     return [np.concatenate(c) for c in columns], dataset.storage.metadata | {"recorded_in": recorded_in}
 
@@ -519,26 +545,28 @@ def find_dataset(name: str) -> Path:
 
 def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) -> Dataset:
     """--dataset, or the environment's bundled one, after checking that it fits the environment."""
-    task = args.env.split("-")[0]
+    task = args.env.rsplit("-v", 1)[0]
     name = args.dataset or DEFAULT_DATASETS.get(task)
     if name is None:
         fail(f"--dataset is needed: none is bundled for {args.env} (sac_scratch.py --save-dataset makes one)")
     path = find_dataset(name)
     try:
         columns, metadata = (read_d4rl if path.is_file() else read_minari)(path)
-    except (OSError, KeyError, ValueError, TypeError) as error:
+        with np.errstate(over="ignore"):
+            columns = [np.asarray(column, np.float32) for column in columns]
+    except Exception as error:  # whatever h5py or Minari raise on a damaged file, the user needs one line
         fail(f"--dataset {name}: cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})")
-    columns = [np.asarray(column, np.float32) for column in columns]
     obs, action, reward, next_obs, terminated, truncated = columns
-    if len(reward) == 0 or len({len(column) for column in columns}) > 1:
-        fail(f"--dataset {name}: empty, or its arrays differ in length: {[len(c) for c in columns]}")
-    if (obs.shape[1:], next_obs.shape[1:], action.shape[1:]) != ((obs_dim,), (obs_dim,), low.shape):
+    if len(reward) == 0:
+        fail(f"--dataset {name}: empty")
+    if {c.shape[1:] for c in (obs, next_obs)} != {(obs_dim,)} or action.shape[1:] != low.shape or reward.ndim != 1:
         fail(
             f"--dataset {name}: its observations {obs.shape[1:]} and actions {action.shape[1:]} do not fit "
             f"{args.env}, which has ({obs_dim},) and {low.shape}"
         )
-    recorded_in = metadata.get("recorded_in")
-    if recorded_in and recorded_in.split("-")[0] != task:
+    named = [known for known in D4RL_SCORES if known.lower() in path.name.lower()]  # a D4RL file tells it by its name
+    recorded_in = metadata.get("recorded_in") or (named[0] if named and path.is_file() else None)
+    if recorded_in and recorded_in.rsplit("-v", 1)[0] != task:
         fail(f"--dataset {name}: recorded in {recorded_in}, not in {args.env}")
     action = 2 * (action - low) / (high - low) - 1
     rows = np.concatenate([c.reshape(len(c), -1) for c in (obs, action, *columns[2:])], 1, dtype=np.float32)
@@ -547,8 +575,10 @@ def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) ->
     starts = np.concatenate([[0], np.flatnonzero(terminated + truncated) + 1])
     returns = np.add.reduceat(reward.astype(np.float64), starts[starts < len(rows)])
     scores = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-    short = path.stem if path.is_file() else path.name.rsplit("-v", 1)[0]
     fingerprint = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
+    path = path.resolve()
+    short = path.stem if path.is_file() else path.name.rsplit("-v", 1)[0]
+    short += "" if BUNDLED in path.parents else f"-{fingerprint[:4]}"  # two datasets of one name stay apart
     scores = None if None in scores else scores
     return Dataset(short, name, recorded_in, rows, returns, metadata.get("dropped", 0), scores, fingerprint)
 
@@ -606,68 +636,98 @@ class ReplayTable:
         return Batch(obs, action, reward[..., 0], next_obs, terminated[..., 0], truncated[..., 0])
 
 
-class Updates:
-    """`update` on fresh batches, `unroll` of them a call, with running sums of its metrics on the device.
+def capture(function: Callable[[], None]) -> Callable[[], None]:
+    """`function` as a CUDA graph, which costs the host one launch; warming up runs it a few times."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
 
-    On CUDA the whole step (draw, gather, losses, gradients, optimisers, targets) is one compiled graph,
-    replayed as a CUDA graph; on a CPU it is compiled where the run is long enough to gain by it.
-    Compiling and capturing run real updates, so the agent and the random state are put back afterwards.
+
+class Loop:
+    """A step that is run over and over, as fast as the device allows, with running means of its metrics.
+
+    `function` changes `agent` in place and returns metrics (S,). With `compiled`, torch.compile makes one
+    graph of it; on CUDA `repeat` calls are one CUDA graph. Both run it for real to warm up, so the agent
+    and the random state are put back. Compiled code draws other random numbers than eager code does.
     """
 
-    def __init__(self, agent: Agent, table: ReplayTable, args: Args, total: int, unroll: int):
-        self.agent, self.table, self.args, self.unroll = agent, table, args, unroll
-        self.sums, self.count = {}, 0
-        self.step, self.launch = self.update_once, self.run
-        cuda = table.rows.is_cuda
-        if args.compile == "off" or (args.compile == "auto" and not cuda and total < COMPILE_PAYS):
-            return
-        state = [tensor.clone() for tensor in agent.state_dict().values()]
+    def __init__(self, function: Callable[[], dict], agent: Agent, args: Args, compiled: bool, repeat: int = 1):
+        self.function, self.repeat, self.names, self.sums, self.count = function, repeat, [], None, 0
+        self.once, self.launch = self.stack, self.run
+        cuda, state = agent.log_alpha.is_cuda, [tensor.clone() for tensor in agent.state_dict().values()]
         random_state = torch.cuda.get_rng_state() if cuda else torch.get_rng_state()
-        print("compiling the update (about half a minute) ...", flush=True)
         try:
-            self.step = torch.compile(self.update_once, fullgraph=True)
-            self.launch = self.capture() if cuda else self.run
-            self.run()
-        except Exception as error:  # no compiler, or one that fails: slower, the same numbers
-            print(f"not compiled, running eagerly: {type(error).__name__}")
-            self.step, self.launch = self.update_once, self.run
-        for tensor, value in zip(agent.state_dict().values(), state, strict=True):
-            tensor.copy_(value)
-        torch.cuda.set_rng_state(random_state) if cuda else torch.set_rng_state(random_state)
-        self.read()
+            if compiled:
+                print("compiling the update, up to a minute ...", flush=True)
+                self.once = torch.compile(self.stack, fullgraph=True)
+                self.run()
+        except Exception as error:  # no compiler, or one that fails: slower, the same algorithm
+            print(f"not compiled, running eagerly: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
+            self.once = self.stack
+        finally:
+            if cuda and args.compile != "off":
+                self.launch = capture(self.run)
+            for tensor, value in zip(agent.state_dict().values(), state, strict=True):
+                tensor.copy_(value)
+            torch.cuda.set_rng_state(random_state) if cuda else torch.set_rng_state(random_state)
+            self.count = self.repeat
+            self.read()
 
-    def update_once(self) -> dict[str, Tensor]:
-        return update(self.agent, self.table.sample(self.args.batch_size), self.args)
+    def stack(self) -> tuple[list[str], Tensor]:
+        metrics = self.function()
+        return list(metrics), torch.stack(list(metrics.values())) if metrics else torch.zeros(0)
 
     def run(self) -> None:
-        for _ in range(self.unroll):
-            for name, value in self.step().items():
-                self.sums.setdefault(name, torch.zeros_like(value)).add_(value)
-
-    def capture(self) -> Callable[[], None]:
-        """The captured form of `run`; launching it costs the host one call."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self.run()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.run()
-        return graph.replay
+        for _ in range(self.repeat):
+            self.names, values = self.once()
+            self.sums = values.clone() if self.sums is None else self.sums.add_(values)
 
     def __call__(self) -> None:
         self.launch()
-        self.count += self.unroll
+        self.count += self.repeat
 
     def read(self) -> dict[str, np.ndarray]:
         """Means (S,) of the metrics since the last call; waits for the device."""
-        means = {name: (total / max(self.count, 1)).cpu().numpy() for name, total in self.sums.items()}
-        for total in self.sums.values():
-            total.zero_()
-        count, self.count = self.count, 0
-        return means if count else {}
+        if self.count == 0 or self.sums is None:
+            return {}
+        means = (self.sums / self.count).cpu().numpy()
+        self.sums.zero_()
+        self.count = 0
+        return dict(zip(self.names, means, strict=True))
+
+
+def update_loop(agent: Agent, table: ReplayTable, args: Args, total: int, repeat: int) -> Loop:
+    """`update` on fresh batches: draw, gather, losses, gradients, optimisers and targets in one step."""
+    pays = table.rows.is_cuda or total >= COMPILE_PAYS
+    compiled = args.compile == "on" or (args.compile == "auto" and pays)
+    return Loop(lambda: update(agent, table.sample(args.batch_size), args), agent, args, compiled, repeat)
+
+
+class Acting:
+    """`select_action` on the environments' observations (S, O), with running means of its metrics."""
+
+    def __init__(self, agent: Agent, shape: dict, args: Args, device: str):
+        self.obs = torch.zeros(args.num_seeds, 1, shape["obs_dim"], device=device)
+        self.action = torch.zeros(args.num_seeds, 1, shape["action_dim"], device=device)
+
+        def act() -> dict[str, Tensor]:
+            action, metrics = select_action(agent, self.obs, args)
+            self.action.copy_(action)
+            return metrics
+
+        self.loop = Loop(act, agent, args, compiled=False)
+
+    def __call__(self, obs: np.ndarray) -> np.ndarray:
+        self.obs.copy_(torch.from_numpy(obs)[:, None])
+        self.loop()
+        return self.action[:, 0].cpu().numpy()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -687,9 +747,9 @@ def run_name(args: Args, dataset: Dataset | None, source: dict | None) -> str:
     for field in fields(args):
         value = getattr(args, field.name)
         if field.name not in UNTAGGED and value != field.default:
-            text = f"{value:g}" if isinstance(value, float) else str(value)
+            name, text = TAG_NAMES.get(field.name, field.name.replace("_", "-")), str(value).removesuffix(".0")
             text = text.removesuffix("000") + "k" if isinstance(value, int) and text.endswith("000") else text
-            parts.append(f"{TAG_NAMES.get(field.name, field.name.replace('_', '-'))}{text}")
+            parts.append(f"no-{name}" if value is False else f"{name}{text}")
     return "-".join(part for part in parts if part)
 
 
@@ -703,7 +763,7 @@ class Run:
         self.seeds = [args.seed + i for i in range(args.num_seeds)]
         self.phase, self.gradient_step, self.env_step = "offline", source["gradient_step"] if source else 0, 0
         data = dataset._asdict() if dataset else source and source["dataset"]
-        self.scores = D4RL_SCORES.get(args.env.split("-")[0]) or (data and data["scores"])
+        self.scores = D4RL_SCORES.get(args.env.rsplit("-v", 1)[0]) or (data and data["scores"])
         name = run_name(args, dataset, source)
         self.folder = Path(args.runs_dir) / args.env / name
         self.folders = [self.folder / f"seed{seed}" for seed in self.seeds]
@@ -716,7 +776,8 @@ class Run:
         hardware = torch.cuda.get_device_name() if self.device == "cuda" else f"{os.cpu_count()} CPU cores"
         data = data and {k: v for k, v in data.items() if k not in ("rows", "returns")}
         self.config = {"script": SCRIPT, "run": name, "algorithm": ALGORITHM, "env": args.env}
-        self.config |= {"args": asdict(args), "num_seeds": args.num_seeds, "dataset": data, "checkpoint": source}
+        options = {key: str(value) if value == math.inf else value for key, value in asdict(args).items()}
+        self.config |= {"args": options, "num_seeds": args.num_seeds, "dataset": data, "checkpoint": source}
         self.config |= {key: getattr(args, key, 0) for key in ("offline_steps", "online_steps")}
         self.config |= {"git_commit": commit, "versions": versions, "hardware": hardware}
 
@@ -742,8 +803,12 @@ class Run:
     def recording(self, agent: Agent):
         """Makes the folders; marks the run finished, or interrupted (Ctrl-C: with a checkpoint), or failed."""
         for folder in self.folders:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            try:
+                if folder.exists():
+                    shutil.rmtree(folder)
+                folder.mkdir(parents=True)
+            except OSError as error:
+                fail(f"--runs-dir {self.args.runs_dir}: {error.strerror} ({error.filename})")
             header = "phase,gradient_step,env_step,episode,return,length,normalized_score,seconds\n"
             (folder / "eval.csv").write_text(header)
             (folder / "metrics.csv").write_text("phase,gradient_step,env_step,name,value\n")
@@ -754,9 +819,9 @@ class Run:
         try:
             yield
         except KeyboardInterrupt:
-            self.save(agent)
             self.set_status("interrupted")
-            print(f"\ninterrupted at {self.phase} step {self.env_step or self.gradient_step}; saved in {self.folder}")
+            self.save(agent)
+            print(f"\ninterrupted at {self.phase} step {self.step()}; saved in {self.folder}")
             raise SystemExit(130) from None
         except BaseException:
             self.set_status("failed")
@@ -766,6 +831,18 @@ class Run:
         print(
             f"finished in {minutes:.1f} min, last return {self.last.mean():.0f}; by seed {self.last.round().tolist()}"
         )
+
+    def step(self) -> int:
+        """Steps of the phase: gradient updates offline, environment steps online."""
+        return self.env_step if self.phase == "online" else self.gradient_step
+
+    def check_finite(self, agent: Agent) -> None:
+        """Ends the run if a seed diverged; its last checkpoint, a good one, stays."""
+        finite = [p.unflatten(0, (len(self.seeds), -1)).flatten(1).isfinite().all(1) for p in agent.parameters()]
+        bad = [seed for seed, good in zip(self.seeds, torch.stack(finite).all(0).tolist(), strict=True) if not good]
+        if bad:
+            place = f"{self.phase} step {self.step()}; {self.folder} keeps the last good checkpoint"
+            raise SystemExit(f"error: seeds {bad} diverged (parameters that are not finite) before {place}")
 
     def set_status(self, status: str) -> None:
         for seed, folder in zip(self.seeds, self.folders, strict=True):
@@ -791,14 +868,13 @@ class Run:
             with open(folder / "metrics.csv", "a", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows([*where, *item] for item in values.items())
             for name, value in values.items():
-                self.writers[i].add_scalar(f"{name}_{self.phase}", value, self.env_step or self.gradient_step)
+                self.writers[i].add_scalar(f"{name}_{self.phase}", value, self.step())
             self.writers[i].flush()
-            if not math.isfinite(values.get("loss/critic", 0.0)):
-                raise SystemExit(f"error: seed {self.seeds[i]} diverged before {where}; {folder} keeps the last good")
         self.save(agent)
 
     def save(self, agent: Agent) -> None:
         """checkpoint.pt of every seed: a plain dict of tensors, numbers and strings."""
+        self.check_finite(agent)
         state = {name: tensor.cpu() for name, tensor in agent.state_dict().items()}
         facts = {key: self.config[key] for key in ("script", "run", "algorithm", "env", "args", "dataset")}
         facts |= {"phase": self.phase, "gradient_step": self.gradient_step, "env_step": self.env_step}
@@ -820,6 +896,7 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, run: Run, args: Args) -> 
     Episodes are seeded by (seed, steps so far, episode), so each evaluation sees new starts, and a
     finetuning's evaluation at step 0 repeats the last one of its pretraining.
     """
+    run.check_finite(agent)
     shape = (args.num_seeds, args.eval_episodes)
     keys = [(seed, run.gradient_step, run.env_step, j) for seed in run.seeds for j in range(shape[1])]
     obs, _ = envs.reset(seed=[int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys])
@@ -887,7 +964,9 @@ def load_checkpoints(args: Args, obs_dim: int, action_dim: int) -> tuple[Agent, 
     paths, checkpoints = find_checkpoints(args), []
     for path in paths:
         try:  # weights_only: a file that carries code is refused, not run
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             facts = {key: checkpoint[key] for key in ("algorithm", "env", "shape", "gradient_step", "run", "dataset")}
             gamma, state = checkpoint["args"]["gamma"], checkpoint["agent"]
         except Exception as error:  # whatever torch.load raises on a damaged or foreign file
@@ -916,32 +995,27 @@ def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None
     """Act, launch the update, step the environments while the device works, store; evaluate in between."""
     pretrained, run.phase = run.gradient_step > 0, "online"
     envs, eval_envs = make_envs(args.env, args.num_seeds), make_envs(args.env, args.num_seeds * args.eval_episodes)
-    updates = Updates(agent, table, args, args.online_steps * args.updates_per_step, args.updates_per_step)
-    reference, rng = copy.deepcopy(agent), np.random.default_rng(args.seed)
+    updates = update_loop(agent, table, args, args.online_steps * args.updates_per_step, args.updates_per_step)
+    acting, reference = Acting(agent, agent.shape, args, run.device), copy.deepcopy(agent)
+    rng = np.random.default_rng(args.seed)
     share = 0.5 if args.offline_ratio is None else args.offline_ratio
     share_end = share if args.offline_ratio_end is None else args.offline_ratio_end
     table.offline_share.fill_(share)
     obs, _ = envs.reset(seed=run.seeds)
-    acting: dict[str, list[Tensor]] = {}
     progress = tqdm(total=args.online_steps, unit=" steps", desc="online", mininterval=1)
     for step in range(args.online_steps + 1):
         run.env_step = step
         if step % args.eval_every == 0 or step == args.online_steps:
             evaluation = evaluate(agent, eval_envs, run, args)
-            acted = {name: torch.stack(values).mean(0).cpu().numpy() for name, values in acting.items()}
-            acting.clear()
-            run.record(agent, evaluation, updates.read() | acted | diagnose(agent, reference, table, args))
+            metrics = updates.read() | acting.loop.read() | diagnose(agent, reference, table, args)
+            run.record(agent, evaluation, metrics)
             progress.set_postfix_str(f"return {evaluation.returns.mean():.0f}")
         if step == args.online_steps:
             break
         if step < args.warmup_steps and not pretrained:
             action = rng.uniform(-1, 1, (args.num_seeds, table.sizes[1])).astype(np.float32)
         else:
-            device_obs = torch.as_tensor(obs, dtype=torch.float32, device=run.device)[:, None]
-            action, acted = select_action(agent, device_obs, args)
-            action = action[:, 0].cpu().numpy()
-            for name, value in acted.items():
-                acting.setdefault(name, []).append(value)
+            action = acting(obs)
         if step >= args.warmup_steps and (table.replay == "append" or table.added >= args.batch_size):
             if share != share_end:
                 table.offline_share.fill_(share + (share_end - share) * step / args.online_steps)
@@ -984,4 +1058,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(tyro.cli(Args, description=__doc__.split("\n\n")[0]))

@@ -45,6 +45,12 @@ def files(call):
     with h5py.File(folder / "shapes.hdf5", "w") as file:
         for key, shape in {"observations": (5, 17), "actions": (5, 6), "rewards": 5, "terminals": 5}.items():
             file[key] = np.zeros(shape)
+    good = {"observations": np.zeros((5, 11)), "actions": np.zeros((5, 3)), "rewards": np.zeros(5)}
+    for name, terminals in {"lengths": 4, "walker2d-medium-v2": 5, "nan": 5}.items():
+        with h5py.File(folder / f"{name}.hdf5", "w") as file:
+            for key, value in good.items():
+                file[key] = value + (np.nan if name == "nan" and key == "rewards" else 0)
+            file["terminals"] = np.zeros(terminals)
     with h5py.File(folder / "keys.hdf5", "w") as file:
         file["observations"] = np.zeros((5, 11))
     return folder
@@ -54,7 +60,12 @@ CASES = [
     (SCRATCH, "--env Hopper-v99", "--env Hopper-v99"),
     (SCRATCH, "--env Nonsense", "--env Nonsense"),
     (SCRATCH, "--env CartPole-v1", "--env CartPole-v1: actions must be bounded vectors"),
-    (SCRATCH, "--env FrozenLake-v1", "--env FrozenLake-v1: observations must be vectors"),
+    (SCRATCH, "--env FrozenLake-v1", "--env FrozenLake-v1: must have vector observations"),
+    (SCRATCH, "--env Hopper-v2", "--env Hopper-v2: Gymnasium cannot make it"),
+    (SCRATCH, "--seed 1000000000000000000000000000000", "--seed 1000000000000000000000000000000"),
+    (SCRATCH, "--actor-lr inf", "--actor-lr inf"),
+    (SCRATCH, "--runs-dir /dev/null", "--runs-dir /dev/null"),
+    (SCRATCH, "--replay online --dataset hopper/tiny-v0", "--replay online uses no logged data"),
     (SCRATCH, "--num-seeds 0", "--num-seeds 0: must be above 0"),
     (SCRATCH, "--online-steps 0", "--online-steps 0"),
     (SCRATCH, "--eval-every -5", "--eval-every -5"),
@@ -92,6 +103,9 @@ CASES = [
     (PRETRAIN, "--dataset ../files/empty.hdf5", "--dataset ../files/empty.hdf5: empty"),
     (PRETRAIN, "--dataset ../files/shapes.hdf5", "do not fit"),
     (PRETRAIN, "--dataset ../files/keys.hdf5", "terminals"),
+    (PRETRAIN, "--dataset ../files/lengths.hdf5", "arrays do not match"),
+    (PRETRAIN, "--dataset ../files/walker2d-medium-v2.hdf5", "recorded in Walker2d"),
+    (PRETRAIN, "--dataset ../files/nan.hdf5", "not finite"),
     (PRETRAIN, "--dataset ../files", "available here:"),
     (PRETRAIN, "--dataset hopper/tiny-v0 --offline-steps 0", "--offline-steps 0"),
     (FINETUNE, "", "--checkpoint is missing"),

@@ -86,7 +86,7 @@ def test_finetuning_starts_with_what_pretraining_wrote(pretrained, call):
             own = stacked.unflatten(0, (2, -1))[seed - 1] if stacked.dim() else stacked
             assert torch.equal(own, tensor), name
     call("online_finetune_sac", f"{ONLINE} --num-seeds 2")
-    (folder,) = Path("runs/Hopper-v4").glob("online_finetune_sac-tiny-from-offline_pretrain_sac-*")
+    (folder,) = Path("runs/Hopper-v4").glob("online_finetune_sac-tiny-????-from-offline_pretrain_sac-*")
     for seed in (1, 2):
         last = [r["return"] for r in table(pretrained / f"seed{seed}/eval.csv")][-2:]
         first = [r["return"] for r in table(folder / f"seed{seed}/eval.csv")][:2]
@@ -103,10 +103,7 @@ def test_finetuning_picks_the_newest_finished_offline_run_and_nothing_else(pretr
     out, _ = call("online_finetune_sac", ONLINE)  # newer, but a finetuning
     assert f"start: {pretrained}/seed1/checkpoint.pt" in out
     call("offline_pretrain_sac", f"{OFFLINE} --tau 0.01")
-    config = Path(
-        "runs/Hopper-v4/offline_pretrain_sac-tiny-offline20-batch-size16-tau0.01-hidden-dim16/seed1/config.json"
-    )
-    assert config.is_file()
+    (config,) = Path("runs/Hopper-v4").glob("offline_pretrain_sac-tiny-*-tau0.01-*/seed1/config.json")
     out, _ = call("online_finetune_sac", f"{ONLINE} --overwrite")
     assert f"start: {config.parent}/checkpoint.pt" in out
     config.write_text(config.read_text().replace('"finished"', '"running"'))
