@@ -411,7 +411,8 @@ def main(args: Args) -> None:
     if args.policy in (None, "random") and args.actions != "stochastic":
         fail(f"--actions {args.actions}: needs a checkpoint as --policy")
     check_new_dataset(args.dataset_id, "--dataset-id")
-    args.env_id = args.env_id and open_env(args.env_id).spec.id
+    if args.env_id is not None:
+        args.env_id = open_env(args.env_id).spec.id
     make_recipe = mix_recipe if args.mix else random_recipe if args.policy == "random" else checkpoint_recipe
     make, env_id, algorithm, about = make_recipe(args)
 
@@ -438,9 +439,8 @@ def main(args: Args) -> None:
         quantiles = " / ".join(f"{q:.0f}" for q in np.quantile(values, (0, 0.25, 0.5, 0.75, 1)))
         print(f"{name}: mean {values.mean():.1f}, min / quartiles / max {quantiles}")
     if scores := D4RL_SCORES.get(env_id.rsplit("-v", 1)[0]):
-        print(
-            f"D4RL score of the mean return: {100 * (returns.mean() - scores[0]) / (scores[1] - scores[0]):.1f} percent"
-        )
+        score = 100 * (returns.mean() - scores[0]) / (scores[1] - scores[0])
+        print(f"normalised score of the mean return: {score:.1f} (0: D4RL's random policy, 100: its expert)")
     print(f"next: python offline_pretrain_sac.py --env {env_id} --dataset {args.dataset_id}")
 
 

@@ -694,8 +694,8 @@ class Run:
         existing = [str(folder) for folder in self.folders if folder.exists()]
         if existing and not args.overwrite:
             fail(f"--runs-dir {args.runs_dir}: {existing[0]} exists; --overwrite replaces it")
-        git = f"git -C '{BUNDLED.parent}' rev-parse HEAD"
-        commit = subprocess.run(git, shell=True, capture_output=True, text=True).stdout.strip() or None
+        git = [shutil.which("git") or "true", "-C", str(BUNDLED.parent), "rev-parse", "HEAD"]
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
         versions = {name: version(name) for name in ("torch", "gymnasium", "mujoco", "minari", "numpy")}
         hardware = torch.cuda.get_device_name() if self.device == "cuda" else f"{os.cpu_count()} CPU cores"
         data = data and {k: v for k, v in data.items() if k not in ("rows", "returns")}

@@ -6,7 +6,6 @@ The blocks under test stand word for word in every script, so they are tested on
 import json
 import shutil
 
-import gymnasium as gym
 import h5py
 import minari
 import numpy as np

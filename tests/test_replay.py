@@ -231,6 +231,16 @@ def test_evaluations_are_repeatable_new_each_time_and_leave_the_random_state_alo
     assert alone.lengths[0].tolist() == first.lengths[1].tolist()
 
 
+def test_a_diverged_seed_is_named_before_it_is_evaluated_or_saved(tmp_path):
+    agent, args = constant_policy(num_seeds=3), make_args(tmp_path, num_seeds=3)
+    agent.actor.mlp.layers[0].weight[1, 0, 0] = torch.nan
+    with pytest.raises(SystemExit, match=r"\[2\] diverged"):
+        evaluate(agent, args)
+    with pytest.raises(SystemExit, match=r"\[2\] diverged"):
+        sac.Run(args, None, None).save(agent)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
 # ---- the online loop ----
 
 

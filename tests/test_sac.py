@@ -523,16 +523,12 @@ def test_update_equals_plain_pytorch(options, double):
         sac.update(agent, batch, args)
         torch.manual_seed(i)
         plain.update(batch, torch.randn(2, 1, 16, 2)[:, 0])  # the critics' noise, then the policy's
-    for ours, theirs in (
-        *((agent.critic.mlp, critic) for critic in plain.critics),
-        *((agent.target_critic.mlp, target) for target in plain.targets),
-        (agent.actor.mlp, plain.actor),
-        (agent.target_actor.mlp, plain.target_actor),
-    ):
-        index = [*plain.critics, *plain.targets, plain.actor, plain.target_actor].index(theirs)
-        index = index % 2 if index < 4 else 0  # which of the two critics
-        mine = PlainMLP(theirs[0].in_features, theirs[-1].out_features, 8, True).copy_from(ours, index)
-        torch.testing.assert_close(mine.flat(), theirs.flat(), rtol=1e-5, atol=1e-8)
+    pairs = [(agent.critic, plain.critics), (agent.target_critic, plain.targets)]
+    pairs += [(agent.actor, [plain.actor]), (agent.target_actor, [plain.target_actor])]
+    for ours, networks in pairs:
+        for e, theirs in enumerate(networks):
+            mine = copy.deepcopy(theirs).copy_from(ours.mlp, e)
+            torch.testing.assert_close(mine.flat(), theirs.flat(), rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(agent.log_alpha.data[0], plain.log_alpha.data, rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(agent.log_dual.data[0], plain.log_dual.data, rtol=1e-5, atol=1e-8)
     assert plain.log_alpha.item() != 0 and (plain.log_dual.item() != 0) == ("epsilon" in options)
@@ -654,7 +650,7 @@ def test_q_learns_the_value_of_a_constant_reward():
 
 
 def candidate_agent(q, seeds=1):
-    """One action dimension; the policy is tanh(N(0, exp(-5)^2)), nearly 0; critics are the functions q of the action."""
+    """One action dimension, a policy that is nearly 0 (std exp(-5)), critics that are functions of the action."""
     agent = make_agent(seeds=range(seeds), obs_dim=1, action_dim=1)
     agent.actor = Fixed(lambda obs: (torch.zeros(*obs.shape[:2], 1), torch.full((*obs.shape[:2], 1), -5.0)))
     agent.critic = Fixed(lambda obs, action: torch.stack([f(action[..., 0]) for f in q], 1))
