@@ -512,7 +512,7 @@ def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) ->
     recorded_in = metadata.get("recorded_in") or (named[0] if named and path.is_file() else None)
     if recorded_in and recorded_in.rsplit("-v", 1)[0] != task:
         fail(f"--dataset {name}: recorded in {recorded_in}, not in {args.env}")
-    action = 2 * (action - low) / (high - low) - 1
+    action = (action - (high + low) / 2) / ((high - low) / 2)  # exact where the bounds are -1 and 1
     rows = np.concatenate([c.reshape(len(c), -1) for c in (obs, action, *columns[2:])], 1, dtype=np.float32)
     if not np.isfinite(rows).all() or np.abs(action).max() > 1 + 1e-4:
         fail(f"--dataset {name}: has values that are not finite, or actions outside the bounds of {args.env}")

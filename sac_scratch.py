@@ -48,6 +48,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -566,7 +567,7 @@ def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) ->
     recorded_in = metadata.get("recorded_in") or (named[0] if named and path.is_file() else None)
     if recorded_in and recorded_in.rsplit("-v", 1)[0] != task:
         fail(f"--dataset {name}: recorded in {recorded_in}, not in {args.env}")
-    action = 2 * (action - low) / (high - low) - 1
+    action = (action - (high + low) / 2) / ((high - low) / 2)  # exact where the bounds are -1 and 1
     rows = np.concatenate([c.reshape(len(c), -1) for c in (obs, action, *columns[2:])], 1, dtype=np.float32)
     if not np.isfinite(rows).all() or np.abs(action).max() > 1 + 1e-4:
         fail(f"--dataset {name}: has values that are not finite, or actions outside the bounds of {args.env}")
@@ -1045,7 +1046,8 @@ def main(args: Args) -> None:
         train_online(agent, table, run, args)
         if args.save_dataset:
             rows = table.rings[0, : table.added].cpu().numpy()
-            write_minari(args.save_dataset, rows, table.sizes, args.env, algorithm_name="SAC")
+            command = f"The first {len(rows):,} transitions of seed {args.seed} of: python {shlex.join(sys.argv)}"
+            write_minari(args.save_dataset, rows, table.sizes, args.env, algorithm_name="SAC", description=command)
     print(f"next: python plot_curves.py {args.runs_dir}")
 
 

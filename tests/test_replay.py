@@ -26,7 +26,7 @@ class Counter(gym.Env):
     def __init__(self, length: int | None, end: str):
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
         self.action_space = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
-        self.length, self.end = length, end
+        self.length, self.end, self.steps = length, end, 0
 
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
@@ -35,7 +35,8 @@ class Counter(gym.Env):
         return np.array([self.t, self.start]), {}
 
     def step(self, action):
-        self.t += 1
+        self.t, self.steps = self.t + 1, self.steps + 1
+        assert self.steps < 1000, "an evaluation that does not end"
         over = self.t == self.last
         ends = over and self.end == "terminated", over and self.end == "truncated"
         return np.array([self.t, self.start]), float(action[0]), *ends, {}
