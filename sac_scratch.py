@@ -563,8 +563,9 @@ def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) ->
             f"--dataset {name}: its observations {obs.shape[1:]} and actions {action.shape[1:]} do not fit "
             f"{args.env}, which has ({obs_dim},) and {low.shape}"
         )
-    named = [known for known in D4RL_SCORES if known.lower() in path.name.lower()]  # a D4RL file tells it by its name
-    recorded_in = metadata.get("recorded_in") or (named[0] if named and path.is_file() else None)
+    words = re.split("[^a-z0-9]+", path.name.lower()) if path.is_file() else []  # D4RL's files tell it by their name
+    named = [known for known in D4RL_SCORES if known.lower() in words and known != task]
+    recorded_in = metadata.get("recorded_in") or (named[0] if named else None)
     if recorded_in and recorded_in.rsplit("-v", 1)[0] != task:
         fail(f"--dataset {name}: recorded in {recorded_in}, not in {args.env}")
     action = (action - (high + low) / 2) / ((high - low) / 2)  # exact where the bounds are -1 and 1
@@ -694,11 +695,11 @@ class Loop:
 
     def read(self) -> dict[str, np.ndarray]:
         """Means (S,) of the metrics since the last call; waits for the device."""
-        if self.count == 0 or self.sums is None:
+        count, self.count = self.count, 0
+        if count == 0 or self.sums is None:
             return {}
-        means = (self.sums / self.count).cpu().numpy()
+        means = (self.sums / count).cpu().numpy()
         self.sums.zero_()
-        self.count = 0
         return dict(zip(self.names, means, strict=True))
 
 

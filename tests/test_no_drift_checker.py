@@ -53,7 +53,7 @@ def main(args: Args) -> None:
     # Environments
     rng = np.random.default_rng(args.seed)
 
-    # Training
+    # Rehearsal
     for _ in range(3):
         # an inner remark
         print(rng.random() + toy_loss(LOG_STD_MIN, decay(args)))
@@ -100,7 +100,7 @@ def test_blocks(write):
     assert list(script.blocks) == (
         ["LOG_STD_MIN", "LOG_STD_MAX", "SQUARES"]
         + ["Args", "Args.seed", "Args.toy_rate", "Args.toy_gain", "Args.toy_size", "toy_loss", "decay"]
-        + ["main: (before its first title)", "main: Environments", "main: Training", "main: Report"]
+        + ["main: (before its first title)", "main: Environments", "main: Rehearsal", "main: Report"]
         + ['if __name__ == "__main__":']
     )
     rate, gain, size = (script.blocks[f"Args.toy_{name}"] for name in ("rate", "gain", "size"))
@@ -127,7 +127,7 @@ def test_blocks(write):
         ("# experiment", "# experiments", "Args.seed"),
         ("@dataclass\n", "@dataclass(frozen=True)\n", "Args"),
         ("rng(args.seed)", "rng(args.seed + 1)", "main: Environments"),
-        ("an inner remark", "a remark", "main: Training"),
+        ("an inner remark", "a remark", "main: Rehearsal"),
         ("def main(args: Args) -> None:", "def main(args):", "main: (before its first title)"),
     ],
 )
@@ -140,7 +140,7 @@ def test_text_drift(write, old, new, key):
 
 def test_text_drift_spares_hooks_declared_defaults_and_own_titles(write):
     other = changed(OTHER, "(q - target_q)", "(target_q - q)")
-    other = changed(changed(other, "0.99", "0.98"), "# Training\n", "# Offline training\n    rng.random()\n")
+    other = changed(changed(other, "0.99", "0.98"), "# Rehearsal\n", "# Offline training\n    rng.random()\n")
     scripts = write(a=SCRIPT, b=other)
     assert len(list(checker.text_drift(scripts))) == 2
     assert list(checker.text_drift(scripts, hooks={"toy_loss": ""}, free={"toy_gain": ""})) == []
@@ -157,7 +157,7 @@ def test_a_long_difference_is_cut(write):
     [
         ("def toy_loss", checker.PLUMBING_RULE, "@dataclass"),
         ("    toy_gain", "\n\ndef toy_loss", "    # experiment"),
-        ("\n    # Training", "\n    # Report", "\n\nif __name__"),
+        ("\n    # Rehearsal", "\n    # Report", "\n\nif __name__"),
     ],
 )
 def test_order_drift(write, start, end, before):
@@ -230,7 +230,7 @@ NESTED = """def nested(x):
 @pytest.mark.parametrize(
     "good, bad",
     [
-        ("x = 1\n" * 850, "x = 1\n" * 851),
+        ("x = 1\n" * checker.MAX_FILE, "x = 1\n" * (checker.MAX_FILE + 1)),
         (*("x = 1\n" * n + checker.PLUMBING_RULE for n in (350, 351)),),
         (function(90), function(91)),
         (NESTED, changed(NESTED, "elif b:\n", "elif b:\n                while b:\n    ")),
@@ -274,7 +274,7 @@ def test_take(write):
     ]:
         other = changed(other, old, new)
     a, b = write(a=SCRIPT, b=other)
-    keys = ["LOG_STD_MAX", "Args.toy_rate", "Args.toy_gain", "Args.toy_size", "decay", "main: Training"]
+    keys = ["LOG_STD_MAX", "Args.toy_rate", "Args.toy_gain", "Args.toy_size", "decay", "main: Rehearsal"]
     assert checker.take(a, [b], hooks, free) == {"b.py": keys}
     assert b.path.read_text() == expected and a.path.read_text() == SCRIPT
     a, b = checker.load(a.path.parent)
