@@ -382,7 +382,7 @@ class Adam(nn.Module):
     """Adam (Kingma & Ba 2015, algorithm 1) in place on `params`, equal to torch.optim.Adam's step.
 
     A module, so that its moments live in the agent's state_dict; a few foreach kernels, so that it
-    compiles into the same graph as the losses.
+    compiles into the same graph as the losses. float32 only (torch 2.13 loses a compiled float64 `t`).
     """
 
     def __init__(self, params: Iterable[Tensor]):
@@ -498,6 +498,7 @@ def read_d4rl(path: Path) -> tuple[list[np.ndarray], dict]:
     next_obs, drop = data.get("next_observations"), np.zeros(len(terminated), bool)
     if next_obs is None:
         next_obs, drop = np.concatenate([obs[1:], obs[-1:]]), truncated.copy()
+        next_obs = np.where(terminated[:, None], obs, next_obs)  # nothing follows a terminal; its value is masked
         drop[-1:] |= ~terminated[-1:]
         truncated[:-1] |= drop[1:] & ~terminated[:-1]
     columns = [obs, data["actions"], data["rewards"], next_obs, terminated, truncated]
@@ -530,8 +531,9 @@ def find_dataset(name: str) -> Path:
     for folder in (path, get_dataset_path(name), BUNDLED / name):
         if (folder / "data" / "metadata.json").is_file():
             return folder
-    bundled = [p.parents[1].relative_to(BUNDLED).as_posix() for p in BUNDLED.glob("**/data/metadata.json")]
-    available = f"available here: {', '.join(sorted({*bundled, *minari.list_local_datasets()})) or 'none'}"
+    roots = BUNDLED, get_dataset_path("")
+    there = {p.parents[1].relative_to(root).as_posix() for root in roots for p in root.glob("**/data/metadata.json")}
+    available = f"available here: {', '.join(sorted(there)) or 'none'}"
     if not re.fullmatch(r"([\w-]+/)+[\w-]+-v\d+", name) or path.exists():
         fail(f"--dataset {name}: no D4RL .hdf5 file and no Minari dataset; {available}")
     print(f"{name} is not on this machine: asking Minari's hub (offline, that takes half a minute to fail)")
@@ -564,8 +566,8 @@ def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) ->
             f"{args.env}, which has ({obs_dim},) and {low.shape}"
         )
     words = re.split("[^a-z0-9]+", path.name.lower()) if path.is_file() else []  # D4RL's files tell it by their name
-    named = [known for known in D4RL_SCORES if known.lower() in words and known != task]
-    recorded_in = metadata.get("recorded_in") or (named[0] if named else None)
+    named = [known for known in D4RL_SCORES if known.lower() in words]
+    recorded_in = metadata.get("recorded_in") or (named[0] if named and task not in named else None)
     if recorded_in and recorded_in.rsplit("-v", 1)[0] != task:
         fail(f"--dataset {name}: recorded in {recorded_in}, not in {args.env}")
     action = (action - (high + low) / 2) / ((high - low) / 2)  # exact where the bounds are -1 and 1

@@ -95,14 +95,14 @@ def stacked(args: Args, compile: str, layer_norm: bool, rows: np.ndarray, obs_di
     options = sac.Args(env=args.env, num_seeds=args.num_seeds, compile=compile, layer_norm=layer_norm)
     agent = sac.Agent(seeds, obs_dim, action_dim, 256, 2, layer_norm).to(args.device)
     table = sac.ReplayTable(rows, args.num_seeds, agent.shape, 100_000, "append", args.device)
-    updates = sac.Updates(agent, table, options, 10**9, 1)
+    updates = sac.update_loop(agent, table, options, total=10**9, repeat=1)
+    acting = sac.Acting(agent, agent.shape, options, args.device)
     envs = sac.make_envs(args.env, args.num_seeds)
     obs, _ = envs.reset(seed=seeds)
 
     def online_step() -> None:
         nonlocal obs
-        device_obs = torch.as_tensor(obs, dtype=torch.float32, device=args.device)[:, None]
-        action = sac.select_action(agent, device_obs, options)[0][:, 0].cpu().numpy()
+        action = acting(obs)
         updates()
         next_obs, reward, terminated, truncated, _ = envs.step(action)
         table.add(obs, action, reward, next_obs, terminated, truncated)
@@ -137,13 +137,12 @@ def main(args: Args) -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(50_000, 2 * obs_dim + action_dim + 3)).astype(np.float32).clip(-1, 1)
     rows[:, -2:] = 0
-    fast = "on"  # on CUDA with a CUDA graph
     data = rows, obs_dim, action_dim
     variants = {
         "plain PyTorch, eager": (plain(args, *data), 1),
         "stacked, eager": (stacked(args, "off", False, *data), args.num_seeds),
-        "stacked, compiled": (stacked(args, fast, False, *data), args.num_seeds),
-        "stacked, compiled, LayerNorm critics": (stacked(args, fast, True, *data), args.num_seeds),
+        "stacked, compiled": (stacked(args, "on", False, *data), args.num_seeds),
+        "stacked, compiled, LayerNorm critics": (stacked(args, "on", True, *data), args.num_seeds),
     }
     rates = {name: ([], []) for name in variants}
     for turn in range(args.turns + 1):  # the first turn warms up
