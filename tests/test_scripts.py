@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -183,12 +184,17 @@ def test_curves_of_these_runs_can_be_drawn(pretrained, call):
 def test_ctrl_c_keeps_a_checkpoint_and_says_so(minari_cache, tmp_path):
     command = [sys.executable, str(ROOT / "sac_scratch.py"), *f"{ONLINE} --hidden-dim 8 --warmup-steps 10".split()]
     command[command.index("40")] = "1000000"
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background shell makes its children ignore it
+    process = subprocess.Popen(command, cwd=tmp_path, preexec_fn=heed, **streams)
     deadline = time.time() + 60
     while time.time() < deadline and not list(tmp_path.glob("runs/*/*/seed1/checkpoint.pt")):
         time.sleep(0.2)
     os.kill(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    try:
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     (folder,) = tmp_path.glob("runs/*/*/seed1")
     assert process.returncode == 130 and "interrupted at online step" in out and "Traceback" not in out
     assert json.loads((folder / "config.json").read_text())["status"] == "interrupted"
