@@ -1,13 +1,14 @@
 PYTHON ?= python3
-OFFLINE_STEPS ?= 15000
-ONLINE_STEPS ?= 10000
+OFFLINE_STEPS ?= 10000
+ONLINE_STEPS ?= 6000
+export OMP_NUM_THREADS ?= 1
 
-DEMO = --runs-dir runs/demo --overwrite
+DEMO = --runs-dir runs/demo --overwrite --eval-every 2000
 READY = .venv/requirements.stamp
 
 .PHONY: help demo test check
 help:
-	@echo "make demo    pretrain, train from scratch, finetune twice, plot: curves in runs/demo"
+	@echo "make demo    pretrain, train from scratch, finetune twice, plot: about 10 minutes, curves in runs/demo"
 	@echo "make test    run the tests"
 	@echo "make check   formatting, lint, tests"
 	@echo "Each makes .venv with \$$(PYTHON) = $(PYTHON) and installs requirements.txt first."
