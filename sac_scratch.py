@@ -367,10 +367,9 @@ LIMITS = {  # of arguments, both ends included; all others must be above 0
     "epsilon": (1e-12, math.inf),
     "seed": (0, 2**31),
 }
-TAG_NAMES = {"offline_steps": "offline", "online_steps": "online", "q_filter_percentile": "qf"} | {
-    "num_candidates": "n",
-    "offline_ratio": "ratio",
-    "replay": "",
+TAG_NAMES = {  # in a run's name, where the option's own is long
+    **{"offline_steps": "offline", "online_steps": "online", "offline_ratio": "ratio", "replay": ""},
+    **{"q_filter_percentile": "qf", "num_candidates": "n"},
 }
 UNTAGGED = (  # they change nothing that is learned, or stand elsewhere in the name
     *("env", "seed", "num_seeds", "device", "compile", "runs_dir", "overwrite", "dataset", "save_dataset"),
