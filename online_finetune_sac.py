@@ -59,6 +59,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
@@ -106,6 +107,7 @@ class Args:
     actor_lr: float = 3e-4  # Adam's step size
     critic_lr: float = 3e-4  # Adam's step size
     alpha_lr: float = 3e-4  # Adam's step size for the log temperature
+    policy_delay: int = 1  # critic updates for each update of the policy
     # online
     online_steps: int = 100_000  # environment steps a seed
     warmup_steps: int = 0  # first steps that act without updating; at random if nothing was pretrained
@@ -319,13 +321,16 @@ def actor_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, noise: Ten
     return loss.sum(), {"loss/actor": loss, **metrics}
 
 
-def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
-    """One update of everything, in place. Returns metrics, (S,) each."""
+def update(agent: Agent, batch: Batch, args: Args, policy_turn: bool) -> dict[str, Tensor]:
+    """One update of the critics, and of everything else on the policy's turn, in place. Metrics are (S,) each."""
     noise = torch.randn(2, *batch.action.shape, device=batch.action.device)
 
     params = dict(agent.critic.named_parameters())
     grads, (_, (metrics, q)) = grad_and_value(critic_loss, has_aux=True)(params, agent, batch, noise[0], args)
     agent.critic_adam.step(grads.values(), args.critic_lr)
+    torch._foreach_lerp_(list(agent.target_critic.parameters()), list(agent.critic.parameters()), args.tau)
+    if not policy_turn:
+        return metrics
 
     params = dict(agent.actor.named_parameters())
     grads, (_, actor_metrics) = grad_and_value(actor_loss, has_aux=True)(
@@ -342,8 +347,6 @@ def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
         agent.dual_adam.step([dual * (args.epsilon - metrics["constraint/distance"])], args.dual_lr)
         agent.log_dual.clamp_(min=LOG_DUAL_MIN)
         metrics["constraint/dual"] = dual
-
-    torch._foreach_lerp_(list(agent.target_critic.parameters()), list(agent.critic.parameters()), args.tau)
     torch._foreach_lerp_(list(agent.target_actor.parameters()), list(agent.actor.parameters()), args.tau)
     return metrics
 
@@ -361,7 +364,7 @@ D4RL_SCORES = {  # undiscounted returns of a random and of an expert policy (Fu 
 }
 COMPILE_PAYS = 5_000  # updates: on a CPU core compilation costs half a minute and saves about 10 ms an update
 LIMITS = {  # of arguments, both ends included; all others must be above 0
-    **dict.fromkeys(("warmup_steps", "num_candidates", "candidate_std"), (0, 1e12)),
+    **dict.fromkeys(("offline_steps", "online_steps", "warmup_steps", "num_candidates", "candidate_std"), (0, 1e12)),
     **dict.fromkeys(("offline_ratio", "offline_ratio_end", "q_filter_weight", "gamma", "tau"), (0, 1)),
     **dict.fromkeys(("optimism", "q_filter_value"), (-1e9, 1e9)),
     "q_filter_percentile": (0, math.nextafter(100, 0)),
@@ -419,6 +422,9 @@ def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
         if isinstance(value, int | float) and not isinstance(value, bool) and not low <= value <= high:
             rule = "above 0" if low == 1e-12 else f"in [{low}, {high:.4g}{')' if field.name[-4:] == 'tile' else ']'}"
             fail(f"--{field.name.replace('_', '-')} {value}: must be {rule}")
+    steps = {name: getattr(args, name) for name in ("offline_steps", "online_steps") if hasattr(args, name)}
+    if not any(steps.values()):
+        fail(f"--{list(steps)[-1].replace('_', '-')} 0: there is nothing to do")
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: there is no CUDA device here; use --device cpu or auto")
     try:
@@ -436,7 +442,7 @@ def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
 def check_replay(args: Args, has_data: bool) -> str:
     """The replay strategy: --replay, or what --offline-ratio and the presence of offline data imply."""
     replay = args.replay or ("ratio" if args.offline_ratio is not None else "append" if has_data else "online")
-    if replay == "online" and args.dataset:
+    if replay == "online" and args.dataset and not getattr(args, "offline_steps", 0):
         fail(f"--dataset {args.dataset}: --replay online uses no logged data")
     if replay != "ratio" and args.offline_ratio is not None:
         fail(f"--offline-ratio {args.offline_ratio}: needs --replay ratio, not {replay}")
@@ -655,61 +661,76 @@ def capture(function: Callable[[], None]) -> Callable[[], None]:
 class Loop:
     """A step that is run over and over, as fast as the device allows, with running means of its metrics.
 
-    `function` changes `agent` in place and returns metrics (S,). With `compiled`, torch.compile makes one
-    graph of it; on CUDA `repeat` calls are one CUDA graph. Both run it for real to warm up, so the agent
-    and the random state are put back. Compiled code draws other random numbers than eager code does.
+    `function(turn)` changes `agent` in place and returns metrics (S,); `turn` is true in every `period`-th call.
+    With `compiled`, torch.compile makes one graph of it; on CUDA `repeat` calls are one CUDA graph. Both run
+    it for real to warm up, so the agent and the random state are put back. Compiled code draws other random
+    numbers than eager code does.
     """
 
-    def __init__(self, function: Callable[[], dict], agent: Agent, args: Args, compiled: bool, repeat: int = 1):
-        self.function, self.repeat, self.names, self.sums, self.count = function, repeat, [], None, 0
-        self.once, self.launch = self.stack, self.run
-        cuda, state = agent.log_alpha.is_cuda, [tensor.clone() for tensor in agent.state_dict().values()]
+    def __init__(self, function: Callable[[bool], dict], agent: Agent, args: Args, compiled=False, repeat=1, period=1):
+        self.function, self.repeat, self.period, self.names, self.sums = function, repeat, period, {}, {}
+        self.once, self.calls, self.counts = self.stack, 0, {False: 0, True: 0}
+        starts = range(0, period, math.gcd(period, repeat))  # where in a period a launch of `repeat` calls may begin
+        self.launches = {start: partial(self.run, start) for start in starts}
+        cuda, state = next(agent.parameters()).is_cuda, [tensor.clone() for tensor in agent.state_dict().values()]
         random_state = torch.cuda.get_rng_state() if cuda else torch.get_rng_state()
         try:
             if compiled:
                 print("compiling the update, up to a minute ...", flush=True)
                 self.once = torch.compile(self.stack, fullgraph=True)
-                self.run()
+                for start in starts:
+                    self.run(start)
         except Exception as error:  # no compiler, or one that fails: slower, the same algorithm
             print(f"not compiled, running eagerly: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
             self.once = self.stack
         finally:
             if cuda and args.compile != "off":
-                self.launch = capture(self.run)
+                self.launches = {start: capture(launch) for start, launch in self.launches.items()}
             for tensor, value in zip(agent.state_dict().values(), state, strict=True):
                 tensor.copy_(value)
             torch.cuda.set_rng_state(random_state) if cuda else torch.set_rng_state(random_state)
-            self.count = self.repeat
-            self.read()
+            for total in self.sums.values():
+                total.zero_()
 
-    def stack(self) -> tuple[list[str], Tensor]:
-        metrics = self.function()
+    def stack(self, turn: bool) -> tuple[list[str], Tensor]:
+        metrics = self.function(turn)
         return list(metrics), torch.stack(list(metrics.values())) if metrics else torch.zeros(0)
 
-    def run(self) -> None:
-        for _ in range(self.repeat):
-            self.names, values = self.once()
-            self.sums = values.clone() if self.sums is None else self.sums.add_(values)
+    def run(self, start: int) -> None:
+        for call in range(start, start + self.repeat):
+            turn = (call + 1) % self.period == 0
+            self.names[turn], values = self.once(turn)
+            self.sums[turn] = values.clone() if turn not in self.sums else self.sums[turn].add_(values)
 
     def __call__(self) -> None:
-        self.launch()
-        self.count += self.repeat
+        start = self.calls % self.period
+        self.launches[start]()
+        self.calls += self.repeat
+        turns = (start + self.repeat) // self.period
+        self.counts[True] += turns
+        self.counts[False] += self.repeat - turns
 
     def read(self) -> dict[str, np.ndarray]:
         """Means (S,) of the metrics since the last call; waits for the device."""
-        count, self.count = self.count, 0
-        if count == 0 or self.sums is None:
-            return {}
-        means = (self.sums / count).cpu().numpy()
-        self.sums.zero_()
-        return dict(zip(self.names, means, strict=True))
+        found: dict[str, list] = {}
+        for turn, total in self.sums.items():
+            for name, row in zip(self.names[turn], total.cpu().numpy(), strict=True):
+                found.setdefault(name, []).append((row, self.counts[turn]))
+            total.zero_()
+        self.counts = {False: 0, True: 0}
+        counts = {name: sum(count for _, count in rows) for name, rows in found.items()}
+        return {name: sum(row for row, _ in rows) / counts[name] for name, rows in found.items() if counts[name]}
 
 
 def update_loop(agent: Agent, table: ReplayTable, args: Args, total: int, repeat: int) -> Loop:
     """`update` on fresh batches: draw, gather, losses, gradients, optimisers and targets in one step."""
     pays = table.rows.is_cuda or total >= COMPILE_PAYS
     compiled = args.compile == "on" or (args.compile == "auto" and pays)
-    return Loop(lambda: update(agent, table.sample(args.batch_size), args), agent, args, compiled, repeat)
+
+    def function(policy_turn: bool) -> dict[str, Tensor]:
+        return update(agent, table.sample(args.batch_size), args, policy_turn)
+
+    return Loop(function, agent, args, compiled, repeat, args.policy_delay)
 
 
 class Acting:
@@ -719,12 +740,12 @@ class Acting:
         self.obs = torch.zeros(args.num_seeds, 1, shape["obs_dim"], device=device)
         self.action = torch.zeros(args.num_seeds, 1, shape["action_dim"], device=device)
 
-        def act() -> dict[str, Tensor]:
+        def act(_: bool) -> dict[str, Tensor]:
             action, metrics = select_action(agent, self.obs, args)
             self.action.copy_(action)
             return metrics
 
-        self.loop = Loop(act, agent, args, compiled=False)
+        self.loop = Loop(act, agent, args)
 
     def __call__(self, obs: np.ndarray) -> np.ndarray:
         self.obs.copy_(torch.from_numpy(obs)[:, None])
@@ -751,7 +772,7 @@ def run_name(args: Args, dataset: Dataset | None, source: dict | None) -> str:
         if field.name not in UNTAGGED and value != field.default:
             name, text = TAG_NAMES.get(field.name, field.name.replace("_", "-")), str(value).removesuffix(".0")
             text = text.removesuffix("000") + "k" if isinstance(value, int) and text.endswith("000") else text
-            parts.append(f"no-{name}" if value is False else f"{name}{text}")
+            parts.append({"True": name, "False": f"no-{name}"}.get(text, name + text))
     return "-".join(part for part in parts if part)
 
 
@@ -932,6 +953,9 @@ def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> 
     return {"q/random": q.cpu().numpy(), "policy/drift": drift.cpu().numpy(), "replay/online_share": online_share}
 
 
+PRETRAINING = {"sac": "offline_pretrain_sac.py", "td3": "td3_bc.py"}  # what writes a family's first checkpoints
+
+
 def find_checkpoints(args: Args) -> list[Path]:
     """One checkpoint.pt a seed: of --checkpoint, or of the newest finished offline run of --env."""
     folder = Path(args.checkpoint) if args.checkpoint else None
@@ -945,7 +969,7 @@ def find_checkpoints(args: Args) -> list[Path]:
         if not found:
             fail(
                 f"--checkpoint is missing: {args.runs_dir}/{args.env} has no finished offline run of the "
-                f"{ALGORITHM} family; python offline_pretrain_sac.py --env {args.env} makes one"
+                f"{ALGORITHM} family; python {PRETRAINING[ALGORITHM]} --env {args.env} makes one"
             )
         folder = max(found)[1]
     for file in (folder, folder / "checkpoint.pt"):
