@@ -713,7 +713,7 @@ class Loop:
         """Means (S,) of the metrics since the last call; waits for the device."""
         found: dict[str, list] = {}
         for turn, total in self.sums.items():
-            for name, row in zip(self.names[turn], total.cpu().numpy(), strict=True):
+            for name, row in zip(self.names[turn], total.cpu().numpy().copy(), strict=True):
                 found.setdefault(name, []).append((row, self.counts[turn]))
             total.zero_()
         self.counts = {False: 0, True: 0}

@@ -723,7 +723,7 @@ class Loop:
         """Means (S,) of the metrics since the last call; waits for the device."""
         found: dict[str, list] = {}
         for turn, total in self.sums.items():
-            for name, row in zip(self.names[turn], total.cpu().numpy(), strict=True):
+            for name, row in zip(self.names[turn], total.cpu().numpy().copy(), strict=True):
                 found.setdefault(name, []).append((row, self.counts[turn]))
             total.zero_()
         self.counts = {False: 0, True: 0}
@@ -962,6 +962,7 @@ def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> 
     return {"q/random": q.cpu().numpy(), "policy/drift": drift.cpu().numpy(), "replay/online_share": online_share}
 
 
+NETWORK_ARGS = ("num_critics", "hidden_dim", "network", "normalize_obs")  # what a checkpoint decides
 PRETRAINING = {"sac": "offline_pretrain_sac.py", "td3": "td3_bc.py"}  # what writes a family's first checkpoints
 
 
@@ -1024,6 +1025,13 @@ def load_checkpoints(args: Args, obs_dim: int, action_dim: int) -> tuple[Agent, 
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
         fail(f"--checkpoint {paths[0]}: its tensors do not fit ({str(error).splitlines()[0]})")
     return agent, {**facts, "path": str(paths[0])}
+
+
+def check_network(args: Args) -> None:
+    """Ends with one line if a network is asked for that the checkpoint decides."""
+    for field in fields(args):
+        if field.name in NETWORK_ARGS and getattr(args, field.name) != field.default:
+            fail(f"--{field.name.replace('_', '-')} {getattr(args, field.name)}: the checkpoint decides that")
 
 
 def train_offline(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None:
@@ -1097,6 +1105,7 @@ def main(args: Args) -> None:
         fail(f"--checkpoint {args.checkpoint}: is continued online; say --offline-steps 0 and --online-steps")
     agent, source = None, None
     if args.offline_steps == 0:
+        check_network(args)
         agent, source = load_checkpoints(args, obs_dim, len(low))
         args.dataset = args.dataset or (source["dataset"] and source["dataset"]["source"])
     dataset = load_dataset(args, obs_dim, low, high) if args.offline_steps or replay != "online" else None

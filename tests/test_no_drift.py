@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PLUMBING_RULE = "# ---- plumbing: the same text in every script ----"
-MAX_FILE, MAX_ALGORITHM, MAX_FUNCTION, MAX_NESTING = 1140, 365, 90, 3
+MAX_FILE, MAX_ALGORITHM, MAX_FUNCTION, MAX_NESTING = 1145, 370, 90, 3
 DIFF_LINES = 24
 LEVELS = (ast.For, ast.AsyncFor, ast.While, ast.If, ast.With, ast.AsyncWith, ast.Try, ast.TryStar, ast.Match)
 
@@ -50,6 +50,8 @@ DEFAULTS_MAY_DIFFER: dict[str, str] = {
     "offline_steps": "500,000 in TD3-C's paper",
     "online_steps": "0 where the offline phase is the main one",
     "policy_delay": "TD3's is 2",
+    "clip_dqda": "on in TD3-C; off in TD3+BC, where it would break the invariance to the rewards' scale",
+    "epsilon": "TD3-C's bound; off where the constraint is an option",
 }
 # Advertised pairs: the blocks that differ between two scripts or exist in only one of them.
 PAIRS: dict[tuple[str, str], set[str]] = {
@@ -58,6 +60,11 @@ PAIRS: dict[tuple[str, str], set[str]] = {
         *("Args.num_critics", "Args.layer_norm", "Args.hidden_dim"),  # the checkpoint's
         *("PRETRAINING", "find_checkpoints", "load_checkpoints", "check_new_dataset", "write_minari"),
         *("main: Checks", "main: Agent and replay", "main: Training"),
+    },
+    ("td3_bc.py", "td3_c.py"): {
+        *("Args.offline_steps", "Args.online_steps", "Args.normalize_obs", "standardize", "train_offline"),
+        *("Args.alpha", "Args.scratch", "Args.epsilon", "Args.dual_lr", "LOG_DUAL_MIN", "Args.clip_dqda"),
+        *("actor_loss", "update", "main: Checks", "main: Agent and replay", "main: Training"),
     },
 }
 # Scripts whose Args and main are their own affair, and scripts without an algorithm above a rule line.
