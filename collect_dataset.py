@@ -53,6 +53,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # CleanRL's range for the policy's log standard deviation
+UNIFORM_SCALE = 0.333  # of Acme's initial weights: uniform within UNIFORM_SCALE * sqrt(3 / inputs)
+LAST_LAYER_SCALE = 0.01  # the same for the policy's last layer, which starts near zero
 NUM_ENVS = 8  # episodes side by side; another number gives the same ones, but for rounding
 Recipe = tuple[Callable[[], tuple[np.ndarray, list]], str, str, str]  # see `collect`; env, algorithm, what acts
 
@@ -117,6 +119,35 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
+class TD3MLP(nn.Module):
+    """Two hidden layers on standardised inputs: LayerNorm, tanh, ELU (TD3-C, appendix B), or ReLU twice (TD3)."""
+
+    def __init__(self, generators, copies, in_dim, hidden_dim, out_dim, layer_norm):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            StackedLinear(generators, copies, i, o)
+            for i, o in ((in_dim, hidden_dim), (hidden_dim, hidden_dim), (hidden_dim, out_dim))
+        )
+        stack = len(generators) * copies
+        self.register_buffer("input_mean", torch.zeros(stack, 1, in_dim))
+        self.register_buffer("input_std", torch.ones(stack, 1, in_dim))
+        self.layer_norm = layer_norm
+        if layer_norm:
+            self.scale = nn.Parameter(torch.ones(stack, 1, hidden_dim))
+            self.shift = nn.Parameter(torch.zeros(stack, 1, hidden_dim))
+            for layer in self.layers:
+                layer.weight.data *= UNIFORM_SCALE * math.sqrt(3)
+                layer.bias.data.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, last = self.layers
+        x = first((x - self.input_mean) / self.input_std)
+        if not self.layer_norm:
+            return last(F.relu(second(F.relu(x))))
+        x = F.layer_norm(x, x.shape[-1:]) * self.scale + self.shift
+        return last(F.elu(second(x.tanh())))
+
+
 class GaussianActor(nn.Module):
     """Tanh-Gaussian policy: obs (S, B, O) -> mean and log_std (S, B, A), before the tanh."""
 
@@ -130,14 +161,36 @@ class GaussianActor(nn.Module):
         return mean, log_std
 
 
+class DeterministicActor(nn.Module):
+    """Deterministic policy: obs (S, B, O) -> action (S, B, A) in [-1, 1]."""
+
+    def __init__(self, generators, obs_dim, action_dim, hidden_dim, layer_norm):
+        super().__init__()
+        self.mlp = TD3MLP(generators, 1, obs_dim, hidden_dim, action_dim, layer_norm)
+        if layer_norm:
+            self.mlp.layers[-1].weight.data *= LAST_LAYER_SCALE / UNIFORM_SCALE
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.mlp(obs).tanh()
+
+
 def gaussian_action(actor: GaussianActor, obs: Tensor, noise: Tensor, args: Args) -> Tensor:
     """obs (1, B, O), standard normal noise (1, B, A) -> action (1, B, A) in [-1, 1], a draw if stochastic."""
     mean, log_std = actor(obs)
     return (mean + log_std.exp() * noise).tanh() if args.actions == "stochastic" else mean.tanh()
 
 
-# Family of checkpoints: its actor and how that acts. One without a distribution should refuse "stochastic".
-FAMILIES = {"sac": (GaussianActor, gaussian_action)}
+def deterministic_action(actor: DeterministicActor, obs: Tensor, noise: Tensor, args: Args) -> Tensor:
+    """obs (1, B, O), noise (1, B, A) and args, which are not used -> action (1, B, A) in [-1, 1]."""
+    return actor(obs)
+
+
+# Family of checkpoints: its actor, the sizes that make one, and how it acts.
+SIZES = "obs_dim", "action_dim", "hidden_dim"
+FAMILIES = {
+    "sac": (GaussianActor, SIZES, gaussian_action),
+    "td3": (DeterministicActor, (*SIZES, "layer_norm"), deterministic_action),
+}
 BUNDLED = Path(__file__).resolve().parent / "datasets"
 D4RL_SCORES = {  # undiscounted returns of a random and of an expert policy (Fu et al. 2020, arXiv 2004.07219)
     "HalfCheetah": (-280.178953, 12135.0),
@@ -201,7 +254,7 @@ def checkpoint_recipe(args: Args) -> Recipe:
     path = paths[0]
     try:  # weights_only: a file that carries code is refused, not run
         facts = torch.load(path, map_location="cpu", weights_only=True)
-        shape = [facts["shape"][key] for key in ("obs_dim", "action_dim", "hidden_dim")]
+        shape = dict(facts["shape"])
         algorithm, env_id = str(facts["algorithm"]), str(facts["env"])
         about = f"{args.actions} actions{f' ({args.noise_std:g})' if args.actions == 'noisy' else ''} of run "
         about += f"{facts['run']}, seed {facts['seed']}, after {facts['env_step']:,} environment steps and "
@@ -215,17 +268,20 @@ def checkpoint_recipe(args: Args) -> Recipe:
     if args.env_id not in (None, env_id):
         fail(f"--env {args.env_id}: the checkpoint {path} is of {env_id}")
     env = open_env(env_id)
-    if shape[:2] != [*env.observation_space.shape, *env.action_space.shape] or not finite:
+    dims = {"obs_dim": env.observation_space.shape[0], "action_dim": env.action_space.shape[0]}
+    if dims.items() - shape.items() or not finite:
         fail(f"--policy {path}: its parameters are not finite, or of other shapes than {env_id}")
-    make_actor, family_action = FAMILIES[algorithm]
+    make_actor, sizes, family_action = FAMILIES[algorithm]
+    if family_action is deterministic_action and args.actions == "stochastic":
+        fail(f"--actions stochastic: the policy of {path} has no distribution; say deterministic or noisy")
     try:
-        actor = make_actor([torch.Generator()], *shape).requires_grad_(False)
+        actor = make_actor([torch.Generator()], *(shape[size] for size in sizes)).requires_grad_(False)
         actor.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, KeyError) as error:
         fail(f"--policy {path}: its tensors do not fit ({str(error).splitlines()[0]})")
 
     def act(obs: np.ndarray, generators: list[np.random.Generator]) -> np.ndarray:
-        noise = torch.from_numpy(np.stack([g.standard_normal(shape[1]) for g in generators])[None]).float()
+        noise = torch.from_numpy(np.stack([g.standard_normal(dims["action_dim"]) for g in generators])[None]).float()
         action = family_action(actor, torch.from_numpy(obs[None]).float(), noise, args)
         if args.actions == "noisy":
             action = (action + args.noise_std * noise).clamp(-1, 1)
