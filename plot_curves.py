@@ -16,7 +16,8 @@ Each quantity of the table is taken per seed, then over seeds: the mean, unless 
     offline     score of the policy that the online phase starts from, at env_step 0 (`start` says whether it
                 was pretrained or untrained); of a run without an online phase, its last score
     final       score of the last evaluation, never of the best one, also of a seed that stopped early;
-                final_low and final_high are the ends of the bootstrap interval of the mean
+                final_low and final_high are the ends of the bootstrap interval of the mean; offline_std and
+                final_std the standard deviations over seeds (n - 1), for tables that give mean and deviation
     iqm         interquartile mean of the final scores (see `iqm`), with its own interval
     last_five   mean score of the last five evaluations of the same phase (of all where there are fewer)
     delta       final - offline
@@ -392,6 +393,8 @@ def summarise(curve):
     row["recovery"] = np.median(known["recovery"]) if len(known["recovery"]) else np.nan
     row["recovered"] = int(np.isfinite(known["recovery"]).sum()) if len(known["recovery"]) else np.nan
     row["final_low"], row["final_high"] = bootstrap_interval(columns["final"])
+    for key in ("offline", "final"):
+        row[f"{key}_std"] = known[key].std(ddof=1) if len(known[key]) > 1 else np.nan
     row["iqm"] = iqm(columns["final"])
     row["iqm_low"], row["iqm_high"] = bootstrap_interval(columns["final"], iqm)
     names = [{"run": s.run, "seed": s.number, "status": s.status, "progress": s.progress} for s in curve.seeds]

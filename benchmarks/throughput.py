@@ -1,10 +1,11 @@
-"""Updates and environment steps a second of the SAC scripts, beside a plain PyTorch SAC in the same run.
+"""Updates and environment steps a second of the scripts, beside a plain PyTorch version in the same run.
 
 The plain one is what a reader would write first: nn.Sequential networks, one for each critic,
 torch.optim.Adam, autograd, a NumPy replay; one seed. All variants take turns, so that a machine whose
 speed wanders treats them alike; the median over turns is printed.
 
-    OMP_NUM_THREADS=1 python benchmarks/throughput.py                 one seed on this machine
+    OMP_NUM_THREADS=1 python benchmarks/throughput.py                 SAC, one seed on this machine
+    OMP_NUM_THREADS=1 python benchmarks/throughput.py --algorithm td3_bc
     python benchmarks/throughput.py --num-seeds 10 --device cuda      ten seeds on a GPU
 """
 
@@ -14,6 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,10 +25,12 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import sac_scratch as sac  # noqa: E402
+import td3_bc  # noqa: E402
 
 
 @dataclass
 class Args:
+    algorithm: Literal["sac", "td3_bc"] = "sac"  # sac_scratch.py, or td3_bc.py offline and online
     env: str = "Hopper-v4"  # Gymnasium id
     num_seeds: int = 1  # seeds of the stacked script; the plain SAC has one
     device: str = "cpu"  # cpu or cuda
@@ -35,17 +39,24 @@ class Args:
     out: str | None = None  # also write the table to this CSV
 
 
+def mlp(inputs: int, outputs: int, device: str) -> nn.Sequential:
+    layers = nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, outputs)
+    return nn.Sequential(*layers).to(device)
+
+
+@torch.no_grad()
+def move(targets: list, params: list) -> None:
+    for target, param in zip(targets, params, strict=True):
+        target.mul_(0.995).add_(param, alpha=0.005)
+
+
 class PlainSAC:
     """One seed, eager, two critic networks; the same arithmetic as sac_scratch.py without LayerNorm."""
 
     def __init__(self, obs_dim: int, action_dim: int, device: str):
-        def mlp(inputs: int, outputs: int) -> nn.Sequential:
-            layers = nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, outputs)
-            return nn.Sequential(*layers).to(device)
-
         self.device, self.target_entropy = device, -action_dim
-        self.actor = mlp(obs_dim, 2 * action_dim)
-        self.q1, self.q2, self.t1, self.t2 = (mlp(obs_dim + action_dim, 1) for _ in range(4))
+        self.actor = mlp(obs_dim, 2 * action_dim, device)
+        self.q1, self.q2, self.t1, self.t2 = (mlp(obs_dim + action_dim, 1, device) for _ in range(4))
         self.log_alpha = torch.zeros(1, device=device, requires_grad=True)
         self.critics = [*self.q1.parameters(), *self.q2.parameters()]
         self.targets = [*self.t1.parameters(), *self.t2.parameters()]
@@ -84,19 +95,61 @@ class PlainSAC:
         self.alpha_adam.zero_grad()
         loss.backward()
         self.alpha_adam.step()
+        move(self.targets, self.critics)
+
+    def act(self, obs):
+        return self.sample(obs)[0]
+
+
+class PlainTD3BC:
+    """One seed, eager, two critic networks; the same arithmetic as td3_bc.py --network relu."""
+
+    def __init__(self, obs_dim: int, action_dim: int, device: str):
+        self.device, self.updates = device, 0
+        self.actor, self.target_actor = (mlp(obs_dim, action_dim, device) for _ in range(2))
+        self.q1, self.q2, self.t1, self.t2 = (mlp(obs_dim + action_dim, 1, device) for _ in range(4))
+        self.critics = [*self.q1.parameters(), *self.q2.parameters()]
+        self.targets = [*self.t1.parameters(), *self.t2.parameters()]
+        self.critic_adam = torch.optim.Adam(self.critics, 3e-4)
+        self.actor_adam = torch.optim.Adam(self.actor.parameters(), 3e-4)
+
+    def act(self, obs):
+        action = self.actor(obs).tanh()
+        return (action + 0.1 * torch.randn_like(action)).clamp(-1, 1)
+
+    def update(self, rows: np.ndarray, sizes: list[int]) -> None:
+        batch = torch.from_numpy(rows[np.random.randint(len(rows), size=256)]).to(self.device)
+        obs, action, reward, next_obs, terminated, _ = batch.split(sizes, 1)
         with torch.no_grad():
-            for target, param in zip(self.targets, self.critics, strict=True):
-                target.mul_(0.995).add_(param, alpha=0.005)
+            noise = (0.2 * torch.randn_like(action)).clamp(-0.5, 0.5)
+            x = torch.cat([next_obs, (self.target_actor(next_obs).tanh() + noise).clamp(-1, 1)], 1)
+            target = reward + 0.99 * (1 - terminated) * torch.min(self.t1(x), self.t2(x))
+        x = torch.cat([obs, action], 1)
+        loss = F.mse_loss(self.q1(x), target) + F.mse_loss(self.q2(x), target)
+        self.critic_adam.zero_grad()
+        loss.backward()
+        self.critic_adam.step()
+        self.updates += 1
+        if self.updates % 2:
+            return
+        new = self.actor(obs).tanh()
+        q = self.q1(torch.cat([obs, new], 1))
+        loss = F.mse_loss(new, action) - 2.5 * q.mean() / q.abs().mean().detach()
+        self.actor_adam.zero_grad()
+        loss.backward()
+        self.actor_adam.step()
+        move(self.targets, self.critics)
+        move(list(self.target_actor.parameters()), list(self.actor.parameters()))
 
 
 def stacked(args: Args, compile: str, layer_norm: bool, rows: np.ndarray, obs_dim: int, action_dim: int):
-    """(one update of all seeds, one online step of all seeds) of sac_scratch.py."""
-    seeds = list(range(1, args.num_seeds + 1))
-    options = sac.Args(env=args.env, num_seeds=args.num_seeds, compile=compile, layer_norm=layer_norm)
-    agent = sac.Agent(seeds, obs_dim, action_dim, 256, 2, layer_norm).to(args.device)
-    table = sac.ReplayTable(rows, args.num_seeds, agent.shape, 100_000, "append", args.device)
-    updates = sac.update_loop(agent, table, options, total=10**9, repeat=1)
-    acting = sac.Acting(agent, agent.shape, options, args.device)
+    """(one update of all seeds, one online step of all seeds) of the script."""
+    seeds, script = list(range(1, args.num_seeds + 1)), sac if args.algorithm == "sac" else td3_bc
+    options = script.Args(env=args.env, num_seeds=args.num_seeds, compile=compile)
+    agent = script.Agent(seeds, obs_dim, action_dim, 256, 2, layer_norm).to(args.device)
+    table = script.ReplayTable(rows, args.num_seeds, agent.shape, 100_000, "append", args.device)
+    updates = script.update_loop(agent, table, options, total=10**9, repeat=1)
+    acting = script.Acting(agent, agent.shape, options, args.device)
     envs = sac.make_envs(args.env, args.num_seeds)
     obs, _ = envs.reset(seed=seeds)
 
@@ -112,16 +165,16 @@ def stacked(args: Args, compile: str, layer_norm: bool, rows: np.ndarray, obs_di
 
 
 def plain(args: Args, rows: np.ndarray, obs_dim: int, action_dim: int):
-    """The same pair for the plain SAC."""
-    agent, env, sizes = PlainSAC(obs_dim, action_dim, args.device), sac.make_env(args.env), [obs_dim, action_dim, 1]
-    sizes += [obs_dim, 1, 1]
+    """The same pair for the plain version."""
+    agent = (PlainSAC if args.algorithm == "sac" else PlainTD3BC)(obs_dim, action_dim, args.device)
+    env, sizes = sac.make_env(args.env), [obs_dim, action_dim, 1, obs_dim, 1, 1]
     obs, _ = env.reset(seed=1)
 
     def online_step() -> None:
         nonlocal obs
         with torch.no_grad():
             device_obs = torch.as_tensor(obs, dtype=torch.float32, device=args.device)[None]
-            action = agent.sample(device_obs)[0][0].cpu().numpy()
+            action = agent.act(device_obs)[0].cpu().numpy()
         obs, _, terminated, truncated, _ = env.step(action)
         if terminated or truncated:
             obs, _ = env.reset()
@@ -142,7 +195,10 @@ def main(args: Args) -> None:
         "plain PyTorch, eager": (plain(args, *data), 1),
         "stacked, eager": (stacked(args, "off", False, *data), args.num_seeds),
         "stacked, compiled": (stacked(args, "on", False, *data), args.num_seeds),
-        "stacked, compiled, LayerNorm critics": (stacked(args, "on", True, *data), args.num_seeds),
+        f"stacked, compiled, {'LayerNorm critics' if args.algorithm == 'sac' else 'TD3-C networks'}": (
+            stacked(args, "on", True, *data),
+            args.num_seeds,
+        ),
     }
     rates = {name: ([], []) for name in variants}
     for turn in range(args.turns + 1):  # the first turn warms up

@@ -91,7 +91,7 @@ def test_every_quantity_of_one_seed(tmp_path, capsys):
     assert float(row["auc"]) == pytest.approx((70 + 50 + 90 + 125) / 4)
     assert row["recovered"] == "1"
     assert float(row["iqm"]) == 130
-    assert row["final_low"] == row["final_high"] == row["iqm_low"] == ""
+    assert row["final_low"] == row["final_high"] == row["iqm_low"] == row["final_std"] == row["offline_std"] == ""
     for suffix in ("png", "svg", "md", "csv"):
         assert str(tmp_path / f"curves.{suffix}") in printed
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -108,6 +108,9 @@ def test_means_iqm_and_interval_over_seeds(tmp_path, capsys):
     assert float(row["drop"]) == 50 / 4
     assert float(row["last_five"]) == pytest.approx((350 + 500 + 650 + 1300) / 12, abs=1e-3)
     assert 200 <= float(row["final_low"]) < 475 < float(row["final_high"]) <= 1000
+    squares = 275**2 + 175**2 + 75**2 + 525**2
+    assert float(row["final_std"]) == pytest.approx((squares / 3) ** 0.5, abs=1e-3)
+    assert float(row["offline_std"]) == 0
     document = (tmp_path / "curves.md").read_text()
     assert f"| Hopper-v4 | {FINETUNE} | 4 | finished | pretrained | 100 | 475 |" in document
     assert f"| {FINETUNE} | 4 | finished | 2k of 4k | 100 | 1000 |" in document
