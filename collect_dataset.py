@@ -77,30 +77,6 @@ class Args:
     noise_std: float = 0.1  # of noisy actions, in units of actions in [-1, 1]; the sum is clipped
 
 
-class StackedLinear(nn.Module):
-    """Independent linear layers side by side: (stack, B, in) -> (stack, B, out).
-
-    `generators` holds one CPU generator a seed, and each seed owns `copies` neighbouring layers, so
-    a seed's initial weights do not depend on the seeds beside it. PyTorch's default initialisation.
-    """
-
-    def __init__(self, generators: list[torch.Generator], copies: int, in_dim: int, out_dim: int):
-        super().__init__()
-        bound = 1 / math.sqrt(in_dim)
-
-        def uniform(*shape: int) -> nn.Parameter:
-            draws = [torch.empty(copies, *shape).uniform_(-bound, bound, generator=g) for g in generators]
-            return nn.Parameter(torch.cat(draws))
-
-        self.weight = uniform(in_dim, out_dim)
-        self.bias = uniform(1, out_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.weight.shape[2] == 1:  # a matrix with one column: multiply and sum is the faster kernel
-            return (x * self.weight.mT).sum(2, keepdim=True) + self.bias
-        return torch.bmm(x, self.weight) + self.bias  # baddbmm would first copy the bias to the output
-
-
 class MLP(nn.Module):
     """Two hidden ReLU layers, with LayerNorm (no scale, no shift) before each ReLU if asked."""
 
@@ -198,6 +174,30 @@ D4RL_SCORES = {  # undiscounted returns of a random and of an expert policy (Fu 
     "Walker2d": (1.629008, 4592.3),
     "Ant": (-325.6, 3879.7),
 }
+
+
+class StackedLinear(nn.Module):
+    """Independent linear layers side by side: (stack, B, in) -> (stack, B, out).
+
+    `generators` holds one CPU generator a seed, and each seed owns `copies` neighbouring layers, so
+    a seed's initial weights do not depend on the seeds beside it. PyTorch's default initialisation.
+    """
+
+    def __init__(self, generators: list[torch.Generator], copies: int, in_dim: int, out_dim: int):
+        super().__init__()
+        bound = 1 / math.sqrt(in_dim)
+
+        def uniform(*shape: int) -> nn.Parameter:
+            draws = [torch.empty(copies, *shape).uniform_(-bound, bound, generator=g) for g in generators]
+            return nn.Parameter(torch.cat(draws))
+
+        self.weight = uniform(in_dim, out_dim)
+        self.bias = uniform(1, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.shape[2] == 1:  # a matrix with one column: multiply and sum is the faster kernel
+            return (x * self.weight.mT).sum(2, keepdim=True) + self.bias
+        return torch.bmm(x, self.weight) + self.bias  # baddbmm would first copy the bias to the output
 
 
 def fail(message: str) -> NoReturn:

@@ -13,8 +13,9 @@ Objective
             y = r + gamma (1 - terminated) (min_e Q'_e(s', a') - alpha log pi(a'|s'))
     actor   L(theta) = sum_B w (alpha log pi(a|s) - min_e Q_e(s, a)) / sum_B w       actor_loss, eq. (7)
             w = 1, but --q-filter-weight where Q is under the threshold              q_filter
-            + lambda (d^2 - epsilon),  d^2 = mean_B |mu(s) - mu'(s)|^2               TD3-C, eqs. (4)-(5)
-    alpha   L = alpha (entropy - target entropy);  lambda  L = lambda (epsilon - d^2)  update, eq. (18)
+            (L + lambda (d^2 - epsilon)) / (1 + lambda),  d^2 = mean_B |mu(s) - mu'(s)|^2   TD3-C, eqs. (4)-(5)
+    alpha   L = alpha (entropy - target entropy)                                     update, eq. (18)
+    lambda  log lambda += dual_lr clip(d^2 / epsilon - 1, -1, 1)                     update, TD3-C, eq. (5)
 
 Symbols and shapes: S seeds, E critics, B batch, O observation, A action. The seed axis comes first
 everywhere: obs (S, B, O), action (S, B, A) in [-1, 1], reward (S, B), Q (S, E, B).
@@ -28,8 +29,8 @@ Differs from sac_scratch.py: the rows are fixed, nothing is acted but evaluation
 
 Deviations: LayerNorm (no scale, no shift) in the critics unless --no-layer-norm; the log standard
 deviation of the policy is squashed into [-5, 2]; TD3-C's constraint, stated for a deterministic policy,
-is on the squashed means, summed over action dimensions, with lambda = exp(log_dual) and its own Adam
-(the paper leaves that open). eval/q_bias compares SAC's Q, entropy bonus included, with plain returns.
+is on the squashed means, summed over action dimensions; the form of lambda's steps and the division by
+1 + lambda are ours (see td3_c.py). eval/q_bias compares SAC's Q, entropy bonus included, with plain returns.
 
 Run, two minutes on one CPU core:
     python offline_pretrain_sac.py --offline-steps 5000 --eval-every 2500
@@ -71,7 +72,7 @@ from tqdm import tqdm
 
 ALGORITHM = "sac"  # the family of checkpoints that fit each other
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # CleanRL's range for the policy's log standard deviation
-LOG_DUAL_MIN = -7.0  # lambda of 0.001: further down, its gradient drowns in Adam's epsilon and it never comes back
+LOG_DUAL_MIN, LOG_DUAL_MAX = -7.0, 14.0  # lambda between a thousandth and a million
 ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
 
 
@@ -111,7 +112,8 @@ class Args:
     q_filter_actions: Literal["data", "policy"] = "data"  # Q of the batch's actions or of the policy's
     # policy constraint (TD3-C)
     epsilon: float = math.inf  # bound on the squared distance to the target policy's action; inf: off
-    dual_lr: float = 1e-2  # Adam's step size for the log dual variable
+    dual_init: float = 100.0  # dual variable at the start: high, so that the first steps are small
+    dual_lr: float = 1e-2  # largest relative change of the dual variable, a policy update
 
 
 class Batch(NamedTuple):
@@ -121,30 +123,6 @@ class Batch(NamedTuple):
     next_obs: Tensor  # (S, B, O)
     terminated: Tensor  # (S, B) 1 where the task ended: no value after it
     truncated: Tensor  # (S, B) 1 where only the clock ended it: bootstraps
-
-
-class StackedLinear(nn.Module):
-    """Independent linear layers side by side: (stack, B, in) -> (stack, B, out).
-
-    `generators` holds one CPU generator a seed, and each seed owns `copies` neighbouring layers, so
-    a seed's initial weights do not depend on the seeds beside it. PyTorch's default initialisation.
-    """
-
-    def __init__(self, generators: list[torch.Generator], copies: int, in_dim: int, out_dim: int):
-        super().__init__()
-        bound = 1 / math.sqrt(in_dim)
-
-        def uniform(*shape: int) -> nn.Parameter:
-            draws = [torch.empty(copies, *shape).uniform_(-bound, bound, generator=g) for g in generators]
-            return nn.Parameter(torch.cat(draws))
-
-        self.weight = uniform(in_dim, out_dim)
-        self.bias = uniform(1, out_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.weight.shape[2] == 1:  # a matrix with one column: multiply and sum is the faster kernel
-            return (x * self.weight.mT).sum(2, keepdim=True) + self.bias
-        return torch.bmm(x, self.weight) + self.bias  # baddbmm would first copy the bias to the output
 
 
 class MLP(nn.Module):
@@ -206,11 +184,10 @@ class Agent(nn.Module):
         self.shape = {"obs_dim": obs_dim, "action_dim": action_dim, "hidden_dim": hidden_dim}
         self.shape |= {"num_critics": num_critics, "layer_norm": layer_norm}
         self.log_alpha = nn.Parameter(torch.zeros(len(seeds)))
-        self.log_dual = nn.Parameter(torch.zeros(len(seeds)))
+        self.register_buffer("log_dual", torch.zeros(len(seeds)))
         self.actor_adam = Adam(self.actor.parameters())
         self.critic_adam = Adam(self.critic.parameters())
         self.alpha_adam = Adam([self.log_alpha])
-        self.dual_adam = Adam([self.log_dual])
         self.requires_grad_(False)
 
 
@@ -272,7 +249,8 @@ def actor_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, noise: Ten
     if args.epsilon < math.inf:
         target_mean = agent.target_actor(batch.obs)[0]
         distance = (mean.tanh() - target_mean.tanh()).square().sum(2).mean(1)  # (S,)
-        loss = loss + agent.log_dual.exp() * (distance - args.epsilon)
+        dual = agent.log_dual.exp()
+        loss = (loss + dual * (distance - args.epsilon)) / (1 + dual)  # divided, so that its scale stays
         metrics["constraint/distance"] = distance
     return loss.sum(), {"loss/actor": loss, **metrics}
 
@@ -299,10 +277,9 @@ def update(agent: Agent, batch: Batch, args: Args, policy_turn: bool) -> dict[st
     agent.alpha_adam.step([alpha * (metrics["policy/entropy"] - target_entropy)], args.alpha_lr)
     metrics["policy/alpha"] = alpha
     if args.epsilon < math.inf:
-        dual = agent.log_dual.exp()  # falls while the constraint is slack, grows while it is violated
-        agent.dual_adam.step([dual * (args.epsilon - metrics["constraint/distance"])], args.dual_lr)
-        agent.log_dual.clamp_(min=LOG_DUAL_MIN)
-        metrics["constraint/dual"] = dual
+        metrics["constraint/dual"] = agent.log_dual.exp()
+        violation = (metrics["constraint/distance"] / args.epsilon - 1).clamp(-1, 1)
+        agent.log_dual.add_(args.dual_lr * violation).clamp_(LOG_DUAL_MIN, LOG_DUAL_MAX)
     torch._foreach_lerp_(list(agent.target_actor.parameters()), list(agent.actor.parameters()), args.tau)
     return metrics
 
@@ -335,6 +312,30 @@ UNTAGGED = (  # they change nothing that is learned, or stand elsewhere in the n
     *("env", "seed", "num_seeds", "device", "compile", "runs_dir", "overwrite", "dataset", "save_dataset"),
     *("checkpoint", "eval_every", "eval_episodes"),
 )
+
+
+class StackedLinear(nn.Module):
+    """Independent linear layers side by side: (stack, B, in) -> (stack, B, out).
+
+    `generators` holds one CPU generator a seed, and each seed owns `copies` neighbouring layers, so
+    a seed's initial weights do not depend on the seeds beside it. PyTorch's default initialisation.
+    """
+
+    def __init__(self, generators: list[torch.Generator], copies: int, in_dim: int, out_dim: int):
+        super().__init__()
+        bound = 1 / math.sqrt(in_dim)
+
+        def uniform(*shape: int) -> nn.Parameter:
+            draws = [torch.empty(copies, *shape).uniform_(-bound, bound, generator=g) for g in generators]
+            return nn.Parameter(torch.cat(draws))
+
+        self.weight = uniform(in_dim, out_dim)
+        self.bias = uniform(1, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.shape[2] == 1:  # a matrix with one column: multiply and sum is the faster kernel
+            return (x * self.weight.mT).sum(2, keepdim=True) + self.bias
+        return torch.bmm(x, self.weight) + self.bias  # baddbmm would first copy the bias to the output
 
 
 class Adam(nn.Module):
@@ -909,6 +910,7 @@ def main(args: Args) -> None:
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA
     agent = Agent(run.seeds, obs_dim, len(low), args.hidden_dim, args.num_critics, args.layer_norm).to(run.device)
+    agent.log_dual.fill_(math.log(args.dual_init))
     table = ReplayTable(dataset.rows, args.num_seeds, agent.shape, 0, "append", run.device)
 
     # Training

@@ -147,30 +147,6 @@ class Batch(NamedTuple):
     truncated: Tensor  # (S, B) 1 where only the clock ended it: bootstraps
 
 
-class StackedLinear(nn.Module):
-    """Independent linear layers side by side: (stack, B, in) -> (stack, B, out).
-
-    `generators` holds one CPU generator a seed, and each seed owns `copies` neighbouring layers, so
-    a seed's initial weights do not depend on the seeds beside it. PyTorch's default initialisation.
-    """
-
-    def __init__(self, generators: list[torch.Generator], copies: int, in_dim: int, out_dim: int):
-        super().__init__()
-        bound = 1 / math.sqrt(in_dim)
-
-        def uniform(*shape: int) -> nn.Parameter:
-            draws = [torch.empty(copies, *shape).uniform_(-bound, bound, generator=g) for g in generators]
-            return nn.Parameter(torch.cat(draws))
-
-        self.weight = uniform(in_dim, out_dim)
-        self.bias = uniform(1, out_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.weight.shape[2] == 1:  # a matrix with one column: multiply and sum is the faster kernel
-            return (x * self.weight.mT).sum(2, keepdim=True) + self.bias
-        return torch.bmm(x, self.weight) + self.bias  # baddbmm would first copy the bias to the output
-
-
 class TD3MLP(nn.Module):
     """Two hidden layers on standardised inputs: LayerNorm, tanh, ELU (TD3-C, appendix B), or ReLU twice (TD3)."""
 
@@ -240,10 +216,9 @@ class Agent(nn.Module):
         self.target_actor, self.target_critic = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
         self.shape = {"obs_dim": obs_dim, "action_dim": action_dim, "hidden_dim": hidden_dim}
         self.shape |= {"num_critics": num_critics, "layer_norm": layer_norm}
-        self.log_dual = nn.Parameter(torch.zeros(len(seeds)))
+        self.register_buffer("log_dual", torch.zeros(len(seeds)))
         self.actor_adam = Adam(self.actor.parameters())
         self.critic_adam = Adam(self.critic.parameters())
-        self.dual_adam = Adam([self.log_dual])
         self.requires_grad_(False)
 
 
@@ -388,6 +363,30 @@ UNTAGGED = (  # they change nothing that is learned, or stand elsewhere in the n
     *("env", "seed", "num_seeds", "device", "compile", "runs_dir", "overwrite", "dataset", "save_dataset"),
     *("checkpoint", "eval_every", "eval_episodes"),
 )
+
+
+class StackedLinear(nn.Module):
+    """Independent linear layers side by side: (stack, B, in) -> (stack, B, out).
+
+    `generators` holds one CPU generator a seed, and each seed owns `copies` neighbouring layers, so
+    a seed's initial weights do not depend on the seeds beside it. PyTorch's default initialisation.
+    """
+
+    def __init__(self, generators: list[torch.Generator], copies: int, in_dim: int, out_dim: int):
+        super().__init__()
+        bound = 1 / math.sqrt(in_dim)
+
+        def uniform(*shape: int) -> nn.Parameter:
+            draws = [torch.empty(copies, *shape).uniform_(-bound, bound, generator=g) for g in generators]
+            return nn.Parameter(torch.cat(draws))
+
+        self.weight = uniform(in_dim, out_dim)
+        self.bias = uniform(1, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.shape[2] == 1:  # a matrix with one column: multiply and sum is the faster kernel
+            return (x * self.weight.mT).sum(2, keepdim=True) + self.bias
+        return torch.bmm(x, self.weight) + self.bias  # baddbmm would first copy the bias to the output
 
 
 class Adam(nn.Module):

@@ -12,9 +12,10 @@ Objective
     critic  L(phi) = sum_e mean_B (Q_e(s, a) - y)^2                             critic_loss, eq. (1)
             y = r + gamma (1 - terminated) min_e Q'_e(s', a'),  a' = mu'(s') + clipped noise
     actor   max Q_1(s, mu(s))  subject to  d^2 = mean_B |mu(s) - mu'(s)|^2 <= epsilon     eq. (4), that is
-            L(theta) = - sum_B w Q_1(s, mu(s)) / sum_B w + lambda (d^2 - epsilon)       actor_loss, eq. (5)
+            L(theta) = (- sum_B w Q_1(s, mu(s)) / sum_B w + lambda (d^2 - epsilon)) / (1 + lambda)
+                                                                                actor_loss, eq. (5)
             w = 1, but --q-filter-weight where Q is under the threshold         q_filter
-    dual    L(lambda) = lambda (epsilon - d^2),  lambda = exp(log_dual)         update, eq. (5)
+    dual    log lambda += dual_lr clip(d^2 / epsilon - 1, -1, 1)                update, eq. (5)
     acting  a = mu(s) + noise, or the best of N draws from N(mu(s), sigma^2) by mean_e Q + omega std_e Q
                                                                         select_action, O3F algorithm 1
 The policy and all targets move in every --policy-delay'th update only.
@@ -33,7 +34,8 @@ Differs from td3_bc.py: the constraint instead of the BC term; no offline phase.
 
 Deviations: eq. (5) is printed with the sign of its bracket turned around, which would reward distance; here
 lambda grows while d^2 > epsilon, as eq. (4) wants. The paper leaves open, and results/td3/dual.md compares:
-the sum over action dimensions; lambda = exp(log_dual), from 1, with Adam at --dual-lr; the target policy
+the sum over action dimensions; a relative step of lambda instead of Adam's, from --dual-init; the division
+by 1 + lambda, without which lambda's growth is the gradient's and Adam overshoots; a target policy that
 starts as a copy of the policy. The delayed targets are those of TD3; Acme's code, which the paper used,
 moves the critics' targets in every update. --warmup-steps holds also where the data are kept. The small
 last layer of the policy is drawn uniformly, Acme's normally, with one standard deviation.
@@ -81,7 +83,7 @@ from tqdm import tqdm
 ALGORITHM = "td3"  # the family of checkpoints that fit each other
 UNIFORM_SCALE = 0.333  # of Acme's initial weights: uniform within UNIFORM_SCALE * sqrt(3 / inputs)
 LAST_LAYER_SCALE = 0.01  # the same for the policy's last layer, which starts near zero
-LOG_DUAL_MIN = -7.0  # lambda of 0.001: further down, its gradient drowns in Adam's epsilon and it never comes back
+LOG_DUAL_MIN, LOG_DUAL_MAX = -7.0, 14.0  # lambda between a thousandth and a million
 ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
 
 
@@ -141,7 +143,8 @@ class Args:
     q_filter_actions: Literal["data", "policy"] = "data"  # Q of the batch's actions or of the policy's
     # policy constraint (TD3-C)
     epsilon: float = 1e-5  # bound on the squared distance to the target policy's action; inf: off
-    dual_lr: float = 1e-2  # Adam's step size for the log dual variable
+    dual_init: float = 100.0  # dual variable at the start: high, so that the first steps are small
+    dual_lr: float = 1e-2  # largest relative change of the dual variable, a policy update
 
 
 class Batch(NamedTuple):
@@ -151,30 +154,6 @@ class Batch(NamedTuple):
     next_obs: Tensor  # (S, B, O)
     terminated: Tensor  # (S, B) 1 where the task ended: no value after it
     truncated: Tensor  # (S, B) 1 where only the clock ended it: bootstraps
-
-
-class StackedLinear(nn.Module):
-    """Independent linear layers side by side: (stack, B, in) -> (stack, B, out).
-
-    `generators` holds one CPU generator a seed, and each seed owns `copies` neighbouring layers, so
-    a seed's initial weights do not depend on the seeds beside it. PyTorch's default initialisation.
-    """
-
-    def __init__(self, generators: list[torch.Generator], copies: int, in_dim: int, out_dim: int):
-        super().__init__()
-        bound = 1 / math.sqrt(in_dim)
-
-        def uniform(*shape: int) -> nn.Parameter:
-            draws = [torch.empty(copies, *shape).uniform_(-bound, bound, generator=g) for g in generators]
-            return nn.Parameter(torch.cat(draws))
-
-        self.weight = uniform(in_dim, out_dim)
-        self.bias = uniform(1, out_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.weight.shape[2] == 1:  # a matrix with one column: multiply and sum is the faster kernel
-            return (x * self.weight.mT).sum(2, keepdim=True) + self.bias
-        return torch.bmm(x, self.weight) + self.bias  # baddbmm would first copy the bias to the output
 
 
 class TD3MLP(nn.Module):
@@ -246,10 +225,9 @@ class Agent(nn.Module):
         self.target_actor, self.target_critic = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
         self.shape = {"obs_dim": obs_dim, "action_dim": action_dim, "hidden_dim": hidden_dim}
         self.shape |= {"num_critics": num_critics, "layer_norm": layer_norm}
-        self.log_dual = nn.Parameter(torch.zeros(len(seeds)))
+        self.register_buffer("log_dual", torch.zeros(len(seeds)))
         self.actor_adam = Adam(self.actor.parameters())
         self.critic_adam = Adam(self.critic.parameters())
-        self.dual_adam = Adam([self.log_dual])
         self.requires_grad_(False)
 
 
@@ -340,7 +318,8 @@ def actor_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, args: Args
 
     if args.epsilon < math.inf:
         distance = (action - agent.target_actor(batch.obs)).square().sum(2).mean(1)  # (S,)
-        loss = loss + agent.log_dual.exp() * (distance - args.epsilon)
+        dual = agent.log_dual.exp()
+        loss = (loss + dual * (distance - args.epsilon)) / (1 + dual)  # divided, so that its scale stays
         metrics["constraint/distance"] = distance
     return loss.sum(), {"loss/actor": loss, **metrics}
 
@@ -358,10 +337,9 @@ def update(agent: Agent, batch: Batch, args: Args, policy_turn: bool) -> dict[st
     agent.actor_adam.step(grads.values(), args.actor_lr)
     metrics |= actor_metrics
     if args.epsilon < math.inf:
-        dual = agent.log_dual.exp()  # falls while the constraint is slack, grows while it is violated
-        agent.dual_adam.step([dual * (args.epsilon - metrics["constraint/distance"])], args.dual_lr)
-        agent.log_dual.clamp_(min=LOG_DUAL_MIN)
-        metrics["constraint/dual"] = dual
+        metrics["constraint/dual"] = agent.log_dual.exp()
+        violation = (metrics["constraint/distance"] / args.epsilon - 1).clamp(-1, 1)
+        agent.log_dual.add_(args.dual_lr * violation).clamp_(LOG_DUAL_MIN, LOG_DUAL_MAX)
     torch._foreach_lerp_(list(agent.target_critic.parameters()), list(agent.critic.parameters()), args.tau)
     torch._foreach_lerp_(list(agent.target_actor.parameters()), list(agent.actor.parameters()), args.tau)
     return metrics
@@ -395,6 +373,30 @@ UNTAGGED = (  # they change nothing that is learned, or stand elsewhere in the n
     *("env", "seed", "num_seeds", "device", "compile", "runs_dir", "overwrite", "dataset", "save_dataset"),
     *("checkpoint", "eval_every", "eval_episodes"),
 )
+
+
+class StackedLinear(nn.Module):
+    """Independent linear layers side by side: (stack, B, in) -> (stack, B, out).
+
+    `generators` holds one CPU generator a seed, and each seed owns `copies` neighbouring layers, so
+    a seed's initial weights do not depend on the seeds beside it. PyTorch's default initialisation.
+    """
+
+    def __init__(self, generators: list[torch.Generator], copies: int, in_dim: int, out_dim: int):
+        super().__init__()
+        bound = 1 / math.sqrt(in_dim)
+
+        def uniform(*shape: int) -> nn.Parameter:
+            draws = [torch.empty(copies, *shape).uniform_(-bound, bound, generator=g) for g in generators]
+            return nn.Parameter(torch.cat(draws))
+
+        self.weight = uniform(in_dim, out_dim)
+        self.bias = uniform(1, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.shape[2] == 1:  # a matrix with one column: multiply and sum is the faster kernel
+            return (x * self.weight.mT).sum(2, keepdim=True) + self.bias
+        return torch.bmm(x, self.weight) + self.bias  # baddbmm would first copy the bias to the output
 
 
 class Adam(nn.Module):
@@ -1107,6 +1109,7 @@ def main(args: Args) -> None:
     agent = agent.to(run.device)
     if args.epsilon < math.inf:
         agent.target_actor.load_state_dict(agent.actor.state_dict())  # the constraint starts slack
+        agent.log_dual.fill_(math.log(args.dual_init))
     capacity = min(args.replay_capacity, args.online_steps)
     table = ReplayTable(dataset and dataset.rows, args.num_seeds, agent.shape, capacity, replay, run.device)
 

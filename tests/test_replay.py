@@ -257,7 +257,7 @@ class Online:
         self.table = sac.ReplayTable(rows if offline else None, seeds, shape, args.online_steps, replay, "cpu")
         agent = constant_policy(num_seeds=seeds)
 
-        def update(agent, batch, args):
+        def update(agent, batch, args, policy_turn):
             self.updates.append((self.run.env_step, (batch.obs[..., 0] < 0).sum(1).tolist()))
             return {}
 

@@ -99,7 +99,7 @@ def same(one, two):
 def run_updates(agent, args, batches, seed=0):
     torch.manual_seed(seed)
     for batch in batches:
-        metrics = sac.update(agent, batch, args)
+        metrics = sac.update(agent, batch, args, policy_turn=True)
     return metrics
 
 
@@ -372,25 +372,32 @@ def test_constraint_by_hand():
     grads, (loss, metrics) = constraint_terms(epsilon=0.1)
     free_grads, (free_loss, _) = constraint_terms(epsilon=math.inf)
     assert metrics["constraint/distance"].item() == pytest.approx(0.125)  # rows 0.4^2 + 0.3^2 = 0.25 and 0
-    assert (loss - free_loss).item() == pytest.approx(0.05, abs=1e-6)  # lambda (d^2 - epsilon) = 2 * 0.025
+    assert (3 * loss - free_loss).item() == pytest.approx(0.05, abs=1e-6)  # lambda (d^2 - epsilon) = 2 * 0.025
     # d/dx lambda d^2 = 2 * mean over rows of 2 (a - a') (1 - a^2): 2 * 0.4 * 0.75 and 2 * -0.3 * 1
-    torch.testing.assert_close((grads["values.0"] - free_grads["values.0"])[0, 0], torch.tensor([0.6, -0.6]))
+    torch.testing.assert_close((3 * grads["values.0"] - free_grads["values.0"])[0, 0], torch.tensor([0.6, -0.6]))
 
 
 def test_dual_rises_where_violated_and_falls_where_slack():
-    agent = make_agent(seeds=(1, 2))
-    agent.target_actor.mlp.layers[-1].bias[0] += 1  # seed 1 is far from its target, seed 2 on it
-    metrics = run_updates(agent, sac.Args(epsilon=0.01, dual_lr=1e-2), [random_batch(2)])
-    far, near = metrics["constraint/distance"].tolist()
-    assert far > 0.01 > near
-    torch.testing.assert_close(agent.log_dual.data, torch.tensor([1e-2, -1e-2]))  # Adam's first step
+    """By the relative violation, at most dual_lr: d^2 = 1.5 epsilon is half a step, 50 epsilon a whole one."""
+    agent, args = make_agent(seeds=(1, 2, 3, 4)), sac.Args(epsilon=0.02, dual_lr=1e-2)
+    for bias, distance in zip(agent.target_actor.mlp.layers[-1].bias, (0.0, 0.03, 0.02, 1.0), strict=True):
+        bias[0, :2] = math.atanh(min(math.sqrt(distance / 2), 0.999))
+    for network in (agent.actor, agent.target_actor):  # the means are the biases, the actor's are 0
+        network.mlp.layers[-1].weight.zero_()
+    agent.actor.mlp.layers[-1].bias.zero_()
+    metrics = run_updates(agent, args, [random_batch(4)])
+    torch.testing.assert_close(metrics["constraint/distance"], torch.tensor([0.0, 0.03, 0.02, 1.0]))
+    torch.testing.assert_close(agent.log_dual, torch.tensor([-1e-2, 0.5e-2, 0.0, 1e-2]), rtol=0, atol=1e-6)
+    assert metrics["constraint/dual"].tolist() == [1, 1, 1, 1]  # the one that the loss was made with
 
 
-def test_dual_stops_falling_where_it_could_not_come_back():
+@pytest.mark.parametrize("epsilon, bound", [(100.0, sac.LOG_DUAL_MIN), (1e-9, sac.LOG_DUAL_MAX)])
+def test_dual_stops_at_its_bounds(epsilon, bound):
     agent = make_agent()
-    agent.log_dual.fill_(sac.LOG_DUAL_MIN + 0.01)
-    run_updates(agent, sac.Args(epsilon=100.0, dual_lr=0.1), [random_batch()])
-    assert agent.log_dual.item() == sac.LOG_DUAL_MIN
+    agent.target_actor.mlp.layers[-1].bias += 1
+    agent.log_dual.fill_(0.999 * bound)
+    run_updates(agent, sac.Args(epsilon=epsilon, dual_lr=0.1), [random_batch()])
+    assert agent.log_dual.item() == bound
 
 
 def test_epsilon_inf_leaves_the_constraint_out():
@@ -465,11 +472,10 @@ class PlainSAC:
         self.actor = PlainMLP(3, 4, 8, False).copy_from(agent.actor.mlp, 0)
         self.critics = [PlainMLP(5, 1, 8, True).copy_from(agent.critic.mlp, e) for e in range(2)]
         self.targets, self.target_actor = copy.deepcopy(self.critics), copy.deepcopy(self.actor)
-        self.log_alpha, self.log_dual = torch.zeros((), requires_grad=True), torch.zeros((), requires_grad=True)
+        self.log_alpha, self.dual = torch.zeros((), requires_grad=True), 1.0
         self.actor_adam = torch.optim.Adam(self.actor.parameters(), args.actor_lr)
         self.critic_adam = torch.optim.Adam([p for c in self.critics for p in c.parameters()], args.critic_lr)
         self.alpha_adam = torch.optim.Adam([self.log_alpha], args.alpha_lr)
-        self.dual_adam = torch.optim.Adam([self.log_dual], args.dual_lr)
 
     def act(self, obs, noise):
         mean, log_std = self.actor(obs).chunk(2, 1)
@@ -502,11 +508,12 @@ class PlainSAC:
         loss = loss[kept].mean()
         if self.args.epsilon < math.inf:
             distance = (mean - self.target_actor(obs)[:, :2].detach().tanh()).pow(2).sum(1).mean()
-            loss = loss + self.log_dual.exp().detach() * (distance - self.args.epsilon)
+            loss = (loss + self.dual * (distance - self.args.epsilon)) / (1 + self.dual)
         self.step(self.actor_adam, loss)
         self.step(self.alpha_adam, self.log_alpha.exp() * (-log_prob.detach().mean() + 2))
         if self.args.epsilon < math.inf:
-            self.step(self.dual_adam, self.log_dual.exp() * (self.args.epsilon - distance.detach()))
+            relative = distance.item() / self.args.epsilon - 1
+            self.dual *= math.exp(self.args.dual_lr * max(-1, min(1, relative)))
         for target, online in zip([*self.targets, self.target_actor], [*self.critics, self.actor], strict=True):
             for p, q in zip(target.parameters(), online.parameters(), strict=True):
                 p.data += self.args.tau * (q.data - p.data)
@@ -520,7 +527,7 @@ def test_update_equals_plain_pytorch(options, double):
     for i in range(5):
         batch = random_batch(seed=i)
         torch.manual_seed(i)
-        sac.update(agent, batch, args)
+        sac.update(agent, batch, args, policy_turn=True)
         torch.manual_seed(i)
         plain.update(batch, torch.randn(2, 1, 16, 2)[:, 0])  # the critics' noise, then the policy's
     pairs = [(agent.critic, plain.critics), (agent.target_critic, plain.targets)]
@@ -530,8 +537,8 @@ def test_update_equals_plain_pytorch(options, double):
             mine = copy.deepcopy(theirs).copy_from(ours.mlp, e)
             torch.testing.assert_close(mine.flat(), theirs.flat(), rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(agent.log_alpha.data[0], plain.log_alpha.data, rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(agent.log_dual.data[0], plain.log_dual.data, rtol=1e-5, atol=1e-8)
-    assert plain.log_alpha.item() != 0 and (plain.log_dual.item() != 0) == ("epsilon" in options)
+    assert agent.log_dual.item() == pytest.approx(math.log(plain.dual), rel=1e-5)
+    assert plain.log_alpha.item() != 0 and (plain.dual != 1) == ("epsilon" in options)
 
 
 EVERYTHING = {"q_filter_percentile": 25, "epsilon": 1e-3, "actor_lr": 1e-2, "critic_lr": 1e-2}
@@ -559,7 +566,7 @@ def test_a_stack_of_two_equals_two_single_runs(double, monkeypatch):
     def run(agent, seeds):
         for i, batch in enumerate(batches):
             monkeypatch.setattr(torch, "randn", lambda *shape, i=i, **_: noise[i][:, seeds].reshape(shape))
-            sac.update(agent, sac.Batch(*(column[seeds] for column in batch)), sac.Args(**EVERYTHING))
+            sac.update(agent, sac.Batch(*(column[seeds] for column in batch)), sac.Args(**EVERYTHING), True)
         return agent
 
     stack = seed_slices(run(make_agent(seeds=(1, 2)), slice(0, 2)), 2)
@@ -592,7 +599,11 @@ def test_compiled_update_gives_the_eager_numbers(monkeypatch):
 def test_logged_metrics_are_the_means_since_the_last_reading():
     """Each call runs the step twice: 1 2 3 4, then 5 6."""
     values = iter(range(1, 100))
-    loop = sac.Loop(lambda: {"m": torch.full((1,), next(values))}, make_agent(), sac.Args(), compiled=False, repeat=2)
+
+    def count(turn):
+        return {"m": torch.full((1,), next(values))}
+
+    loop = sac.Loop(count, make_agent(), sac.Args(), compiled=False, repeat=2)
     assert loop.read() == {}
     loop()
     loop()
@@ -607,8 +618,8 @@ def test_compiling_leaves_no_trace_and_may_fail(fails, monkeypatch, capsys):
     """Warming up runs real updates; parameters, optimisers, random state and metrics are as before them."""
 
     def compiled(function, **_):
-        def run():
-            result = function()
+        def run(turn):
+            result = function(turn)
             if fails:
                 raise RuntimeError("no compiler")
             return result
@@ -618,7 +629,7 @@ def test_compiling_leaves_no_trace_and_may_fail(fails, monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", compiled)
     agent, args, batch = make_agent(), sac.Args(), random_batch()
     before, random_state = copy.deepcopy(agent.state_dict()), torch.get_rng_state()
-    loop = sac.Loop(lambda: sac.update(agent, batch, args), agent, args, compiled=True)
+    loop = sac.Loop(lambda turn: sac.update(agent, batch, args, turn), agent, args, compiled=True)
     assert same(agent.state_dict(), before) and torch.equal(torch.get_rng_state(), random_state)
     assert loop.read() == {} and ("eagerly" in capsys.readouterr().out) == fails
     other = make_agent()
@@ -640,7 +651,7 @@ def test_q_learns_the_value_of_a_constant_reward():
     for i in range(300):
         truncated = going_on if i % 2 else torch.zeros(1, 32)  # the clock takes nothing off the value
         batch = sac.Batch(obs, 2 * torch.rand(1, 32, 1) - 1, torch.ones(1, 32), obs, 1 - going_on, truncated)
-        sac.update(agent, batch, args)
+        sac.update(agent, batch, args, policy_turn=True)
     q = agent.critic(batch.obs, batch.action)[0].mean(0)
     assert q[0::2].tolist() == pytest.approx([1] * 16, abs=0.1)
     assert q[1::2].tolist() == pytest.approx([2] * 16, abs=0.1)
