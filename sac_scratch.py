@@ -342,6 +342,7 @@ COMPILE_PAYS = 5_000  # updates: on a CPU core compilation costs half a minute a
 LIMITS = {  # of arguments, both ends included; all others must be above 0
     **dict.fromkeys(("offline_steps", "online_steps", "warmup_steps", "num_candidates", "candidate_std"), (0, 1e12)),
     **dict.fromkeys(("offline_ratio", "offline_ratio_end", "q_filter_weight", "gamma", "tau"), (0, 1)),
+    **dict.fromkeys(("cql_alpha", "cql_alpha_end", "bc_alpha", "bc_alpha_end"), (0, 1e12)),
     **dict.fromkeys(("optimism", "q_filter_value"), (-1e9, 1e9)),
     "q_filter_percentile": (0, math.nextafter(100, 0)),
     "epsilon": (1e-12, math.inf),
@@ -639,7 +640,10 @@ class ReplayTable:
         return in_all.get(self.replay, 1 - self.offline_share.item())
 
     def sample(self, batch_size: int) -> Batch:
-        columns = self.rows[self.draw(batch_size)].split(self.sizes, 2)
+        return self.batch(self.draw(batch_size))
+
+    def batch(self, numbers: Tensor) -> Batch:
+        columns = self.rows[numbers].split(self.sizes, 2)
         obs, action, reward, next_obs, terminated, truncated = columns
         return Batch(obs, action, reward[..., 0], next_obs, terminated[..., 0], truncated[..., 0])
 
@@ -878,7 +882,8 @@ class Run:
         where, seconds = [self.phase, self.gradient_step, self.env_step], round(time.time() - self.started, 1)
         returns, lengths = evaluation.returns, evaluation.lengths
         self.last = returns.mean(1)
-        metrics = {**metrics, "eval/q_bias": evaluation.q_bias, "eval/return": returns.mean(1)}
+        metrics |= {"eval/first_q": evaluation.first_q, "eval/q_bias": evaluation.q_bias}
+        metrics["eval/return"] = returns.mean(1)
         scores = np.full(returns.shape, "", dtype=object)
         if self.scores:
             scores = (100 * (returns - self.scores[0]) / (self.scores[1] - self.scores[0])).round(3)
@@ -910,7 +915,8 @@ class Run:
 class Evaluation(NamedTuple):
     returns: np.ndarray  # (S, episodes) undiscounted
     lengths: np.ndarray  # (S, episodes) steps
-    q_bias: np.ndarray  # (S,) mean over episodes of min_e Q(s0, best action) minus the discounted return
+    first_q: np.ndarray  # (S,) min_e Q(s0, best action), mean over episodes
+    q_bias: np.ndarray  # (S,) first_q minus the mean discounted return
 
 
 def evaluate(agent: Agent, envs: gym.vector.VectorEnv, run: Run, args: Args) -> Evaluation:
@@ -937,7 +943,7 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, run: Run, args: Args) -> 
         discount *= args.gamma
         running &= ~(terminated | truncated)
     bias = (first_q - discounted.reshape(shape)).mean(1)
-    return Evaluation(returns.reshape(shape), lengths.reshape(shape), bias)
+    return Evaluation(returns.reshape(shape), lengths.reshape(shape), first_q.mean(1), bias)
 
 
 def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> dict[str, np.ndarray]:
@@ -963,6 +969,9 @@ def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None
     share = 0.5 if args.offline_ratio is None else args.offline_ratio
     share_end = share if args.offline_ratio_end is None else args.offline_ratio_end
     table.offline_share.fill_(share)
+    anneal = getattr(args, "anneal", "none")
+    if anneal == "abrupt":
+        agent.annealed.fill_(1)
     obs, _ = envs.reset(seed=run.seeds)
     progress = tqdm(total=args.online_steps, unit=" steps", desc="online", mininterval=1)
     for step in range(args.online_steps + 1):
@@ -981,6 +990,8 @@ def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None
         if step >= args.warmup_steps and (table.replay == "append" or table.added >= args.batch_size):
             if share != share_end:
                 table.offline_share.fill_(share + (share_end - share) * step / args.online_steps)
+            if anneal == "linear":
+                agent.annealed.fill_(step / args.online_steps)
             updates()
             run.gradient_step += args.updates_per_step
         next_obs, reward, terminated, truncated, info = envs.step(action)

@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PLUMBING_RULE = "# ---- plumbing: the same text in every script ----"
-MAX_FILE, MAX_ALGORITHM, MAX_FUNCTION, MAX_NESTING = 1145, 350, 90, 3
+MAX_FILE, MAX_ALGORITHM, MAX_FUNCTION, MAX_NESTING = 1245, 350, 90, 3
 DIFF_LINES = 24
 LEVELS = (ast.For, ast.AsyncFor, ast.While, ast.If, ast.With, ast.AsyncWith, ast.Try, ast.TryStar, ast.Match)
 
@@ -50,6 +50,7 @@ DEFAULTS_MAY_DIFFER: dict[str, str] = {
     "offline_steps": "500,000 in TD3-C's paper",
     "online_steps": "0 where the offline phase is the main one",
     "policy_delay": "TD3's is 2",
+    "layer_norm": "none in CQL's paper",
     "clip_dqda": "on in TD3-C; off in TD3+BC, where it would break the invariance to the rewards' scale",
     "epsilon": "TD3-C's bound; off where the constraint is an option",
 }
