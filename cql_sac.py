@@ -131,6 +131,7 @@ class Args:
     cql_threshold_end: float | None = None  # what --anneal brings --cql-threshold to
     cql_actions: int = 10  # uniform actions a state, and as many of the policy's there and at the next state
     calibrated: bool = False  # Cal-QL: push the policy's Q down to the data's returns, not further
+    # annealing
     anneal: Literal["none", "abrupt", "linear"] = "none"
     """how a coefficient gets to its _end online: not at all, at the first step, or linearly over the online steps"""
     # Q-filter

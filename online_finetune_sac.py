@@ -14,6 +14,7 @@ Objective
             y = r + gamma (1 - terminated) (min_e Q'_e(s', a') - alpha log pi(a'|s'))
     actor   L(theta) = sum_B w (alpha log pi(a|s) - min_e Q_e(s, a)) / sum_B w       actor_loss, eq. (7)
             w = 1, but --q-filter-weight where Q is under the threshold              q_filter
+            - bc_alpha sum_B w log pi(a of the batch|s) / sum_B w         bonus for in-distribution actions
             (L + lambda (d^2 - epsilon)) / (1 + lambda),  d^2 = mean_B |mu(s) - mu'(s)|^2   TD3-C, eqs. (4)-(5)
     alpha   L = alpha (entropy - target entropy)                                     update, eq. (18)
     lambda  log lambda += dual_lr clip(d^2 / epsilon - 1, -1, 1)                     update, TD3-C, eq. (5)
@@ -78,6 +79,7 @@ from tqdm import tqdm
 ALGORITHM = "sac"  # the family of checkpoints that fit each other
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # CleanRL's range for the policy's log standard deviation
 LOG_DUAL_MIN, LOG_DUAL_MAX = -7.0, 14.0  # lambda between a thousandth and a million
+BORDER = 1 - 1e-5  # where the density of an action stops growing: at 1 it would be infinite
 ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
 
 
@@ -123,6 +125,12 @@ class Args:
     num_candidates: int = 0  # 0: the policy's action; 1: one noisy draw; N: the best of N noisy draws
     candidate_std: float = 0.2  # standard deviation of the draws, in units of actions in [-1, 1]
     optimism: float = 0.0  # weight of the critics' standard deviation in a draw's score (UCB)
+    # bonus for in-distribution actions
+    bc_alpha: float = 0.0  # weight of log pi(a|s) of the batch's actions in the policy's objective; 0: off
+    bc_alpha_end: float | None = None  # what --anneal brings --bc-alpha to
+    # annealing
+    anneal: Literal["none", "abrupt", "linear"] = "none"
+    """how a coefficient gets to its _end online: not at all, at the first step, or linearly over the online steps"""
     # Q-filter
     q_filter_percentile: float = 0.0  # leave rows out of the policy loss under this percentile of Q; 0: off
     q_filter_value: float | None = None  # a fixed threshold on Q instead, in units of discounted return
@@ -203,6 +211,7 @@ class Agent(nn.Module):
         self.shape |= {"num_critics": num_critics, "layer_norm": layer_norm}
         self.log_alpha = nn.Parameter(torch.zeros(len(seeds)))
         self.register_buffer("log_dual", torch.zeros(len(seeds)))
+        self.register_buffer("annealed", torch.zeros(()), persistent=False)  # 0 at the start of --anneal, 1 at its end
         self.actor_adam = Adam(self.actor.parameters())
         self.critic_adam = Adam(self.critic.parameters())
         self.alpha_adam = Adam([self.log_alpha])
@@ -218,6 +227,11 @@ def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor,
     log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
     log_slope = 2 * (math.log(2) - x - F.softplus(-2 * x))
     return x.tanh(), (log_normal - log_slope).sum(-1)
+
+
+def log_density(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
+    """sample_action's log-density of given actions (S, B, A) -> (S, B); those on the border count as just inside."""
+    return sample_action(mean, log_std, (action.clamp(-BORDER, BORDER).atanh() - mean) / log_std.exp())[1]
 
 
 def q_filter(q: Tensor, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
@@ -289,6 +303,11 @@ def actor_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, noise: Ten
     weight, filter_metrics = q_filter(data_q if args.q_filter_actions == "data" else q.detach(), args)
     loss = (weight * (alpha * log_prob - q)).sum(1) / weight.sum(1).clamp(min=1e-6)  # (S,)
     metrics = {"q/policy": q.mean(1), "policy/entropy": -log_prob.mean(1), **filter_metrics}
+
+    if args.bc_alpha > 0 or args.bc_alpha_end:
+        bc = (weight * log_density(mean, log_std, batch.action)).sum(1) / weight.sum(1).clamp(min=1e-6)
+        loss = loss - scheduled(agent, args.bc_alpha, args.bc_alpha_end) * bc
+        metrics["policy/data_log_prob"] = bc
 
     if args.epsilon < math.inf:
         target_mean = agent.target_actor(batch.obs)[0]
@@ -451,6 +470,24 @@ def check_replay(args: Args, has_data: bool) -> str:
     if replay != "ratio" and args.offline_ratio_end is not None:
         fail(f"--offline-ratio-end {args.offline_ratio_end}: needs an --offline-ratio to start from")
     return replay
+
+
+def check_anneal(args: Args) -> None:
+    """Ends with one line if --anneal has nothing to anneal, or an _end has no --anneal."""
+    ends = [field.name for field in fields(args) if field.name.endswith("_end") and field.name != "offline_ratio_end"]
+    given = [name for name in ends if getattr(args, name) is not None]
+    options = " or ".join(f"--{name.replace('_', '-')}" for name in given or ends)
+    if args.anneal != "none" and not given:
+        fail(f"--anneal {args.anneal}: needs {options}, where to")
+    if args.anneal == "none" and given:
+        fail(f"{options}: needs --anneal abrupt or linear")
+    if args.anneal != "none" and not args.online_steps:
+        fail(f"--anneal {args.anneal}: needs --online-steps, which it anneals over")
+
+
+def scheduled(agent: Agent, start: float, end: float | None) -> float | Tensor:
+    """A coefficient of the objective under --anneal: from `start` to `end` online, as far as training has come."""
+    return start if end is None else start + (end - start) * agent.annealed
 
 
 def make_env(env_id: str) -> gym.Env:
@@ -1074,6 +1111,7 @@ def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None
 def main(args: Args) -> None:
     # Checks
     obs_dim, low, high = check_args(args)
+    check_anneal(args)
     replay = check_replay(args, has_data=True)
     agent, source = load_checkpoints(args, obs_dim, len(low))
     args.dataset = args.dataset or (source["dataset"] and source["dataset"]["source"])
@@ -1089,6 +1127,9 @@ def main(args: Args) -> None:
     agent.log_dual.fill_(math.log(args.dual_init))
     capacity = min(args.replay_capacity, args.online_steps)
     table = ReplayTable(dataset and dataset.rows, args.num_seeds, agent.shape, capacity, replay, run.device)
+
+    if args.num_candidates and source["run"].startswith("cql"):
+        print("note: CQL's critics were trained to rate unseen actions low; its best candidates are hardly optimistic")
 
     # Training
     with run.recording(agent):

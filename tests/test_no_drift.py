@@ -58,6 +58,8 @@ DEFAULTS_MAY_DIFFER: dict[str, str] = {
 PAIRS: dict[tuple[str, str], set[str]] = {
     ("sac_scratch.py", "online_finetune_sac.py"): {
         *("Args.checkpoint", "Args.warmup_steps", "Args.save_dataset"),
+        *("Args.bc_alpha", "Args.bc_alpha_end", "Args.anneal", "check_anneal", "scheduled"),  # the bonus
+        *("BORDER", "Agent", "log_density", "actor_loss"),
         *("Args.num_critics", "Args.layer_norm", "Args.hidden_dim"),  # the checkpoint's
         *("PRETRAINING", "find_checkpoints", "load_checkpoints", "check_new_dataset", "write_minari"),
         *("main: Checks", "main: Agent and replay", "main: Training"),
