@@ -6,6 +6,7 @@ speed wanders treats them alike; the median over turns is printed.
 
     OMP_NUM_THREADS=1 python benchmarks/throughput.py                 SAC, one seed on this machine
     OMP_NUM_THREADS=1 python benchmarks/throughput.py --algorithm td3_bc
+    python benchmarks/throughput.py --algorithm cql_sac --updates 10  all cores
     python benchmarks/throughput.py --num-seeds 10 --device cuda      ten seeds on a GPU
 """
 
@@ -24,13 +25,14 @@ import torch.nn.functional as F
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import cql_sac  # noqa: E402
 import sac_scratch as sac  # noqa: E402
 import td3_bc  # noqa: E402
 
 
 @dataclass
 class Args:
-    algorithm: Literal["sac", "td3_bc"] = "sac"  # sac_scratch.py, or td3_bc.py offline and online
+    algorithm: Literal["sac", "td3_bc", "cql_sac"] = "sac"  # sac_scratch.py, td3_bc.py or cql_sac.py
     env: str = "Hopper-v4"  # Gymnasium id
     num_seeds: int = 1  # seeds of the stacked script; the plain SAC has one
     device: str = "cpu"  # cpu or cuda
@@ -80,8 +82,7 @@ class PlainSAC:
             x = torch.cat([next_obs, next_action], 1)
             next_q = torch.min(self.t1(x), self.t2(x)) - alpha * log_prob[:, None]
             target = reward + 0.99 * (1 - terminated) * next_q
-        x = torch.cat([obs, action], 1)
-        loss = F.mse_loss(self.q1(x), target) + F.mse_loss(self.q2(x), target)
+        loss = self.critic_loss(obs, action, target, next_obs)
         self.critic_adam.zero_grad()
         loss.backward()
         self.critic_adam.step()
@@ -97,8 +98,29 @@ class PlainSAC:
         self.alpha_adam.step()
         move(self.targets, self.critics)
 
+    def critic_loss(self, obs, action, target, next_obs):
+        x = torch.cat([obs, action], 1)
+        return F.mse_loss(self.q1(x), target) + F.mse_loss(self.q2(x), target)
+
     def act(self, obs):
         return self.sample(obs)[0]
+
+
+class PlainCQL(PlainSAC):
+    """The same arithmetic as cql_sac.py: each critic rates each of the three groups of actions in its own pass."""
+
+    def critic_loss(self, obs, action, target, next_obs):
+        loss, states = super().critic_loss(obs, action, target, next_obs), obs.repeat_interleave(10, 0)
+        with torch.no_grad():
+            groups = [(2 * torch.rand(len(states), action.shape[1], device=self.device) - 1, None)]
+            groups += [self.sample(o.repeat_interleave(10, 0)) for o in (obs, next_obs)]
+        for critic in (self.q1, self.q2):
+            rated = []
+            for group, log_prob in groups:
+                log_density = -action.shape[1] * math.log(2) if log_prob is None else log_prob
+                rated.append((critic(torch.cat([states, group], 1))[:, 0] - log_density).view(len(obs), 10))
+            loss = loss + 5 * (torch.cat(rated, 1).logsumexp(1) - critic(torch.cat([obs, action], 1))[:, 0]).mean()
+        return loss
 
 
 class PlainTD3BC:
@@ -142,10 +164,15 @@ class PlainTD3BC:
         move(list(self.target_actor.parameters()), list(self.actor.parameters()))
 
 
+SCRIPTS = {"sac": (sac, PlainSAC), "td3_bc": (td3_bc, PlainTD3BC), "cql_sac": (cql_sac, PlainCQL)}
+
+
 def stacked(args: Args, compile: str, layer_norm: bool, rows: np.ndarray, obs_dim: int, action_dim: int):
     """(one update of all seeds, one online step of all seeds) of the script."""
-    seeds, script = list(range(1, args.num_seeds + 1)), sac if args.algorithm == "sac" else td3_bc
+    seeds, script = list(range(1, args.num_seeds + 1)), SCRIPTS[args.algorithm][0]
     options = script.Args(env=args.env, num_seeds=args.num_seeds, compile=compile)
+    if script is cql_sac:
+        options.cql_alpha = 5.0
     agent = script.Agent(seeds, obs_dim, action_dim, 256, 2, layer_norm).to(args.device)
     table = script.ReplayTable(rows, args.num_seeds, agent.shape, 100_000, "append", args.device)
     updates = script.update_loop(agent, table, options, total=10**9, repeat=1)
@@ -166,7 +193,7 @@ def stacked(args: Args, compile: str, layer_norm: bool, rows: np.ndarray, obs_di
 
 def plain(args: Args, rows: np.ndarray, obs_dim: int, action_dim: int):
     """The same pair for the plain version."""
-    agent = (PlainSAC if args.algorithm == "sac" else PlainTD3BC)(obs_dim, action_dim, args.device)
+    agent = SCRIPTS[args.algorithm][1](obs_dim, action_dim, args.device)
     env, sizes = sac.make_env(args.env), [obs_dim, action_dim, 1, obs_dim, 1, 1]
     obs, _ = env.reset(seed=1)
 
@@ -195,7 +222,7 @@ def main(args: Args) -> None:
         "plain PyTorch, eager": (plain(args, *data), 1),
         "stacked, eager": (stacked(args, "off", False, *data), args.num_seeds),
         "stacked, compiled": (stacked(args, "on", False, *data), args.num_seeds),
-        f"stacked, compiled, {'LayerNorm critics' if args.algorithm == 'sac' else 'TD3-C networks'}": (
+        f"stacked, compiled, {'TD3-C networks' if args.algorithm == 'td3_bc' else 'LayerNorm critics'}": (
             stacked(args, "on", True, *data),
             args.num_seeds,
         ),
