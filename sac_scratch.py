@@ -130,7 +130,7 @@ class Args:
     # policy constraint (TD3-C)
     epsilon: float = math.inf  # bound on the squared distance to the target policy's action; inf: off
     dual_init: float = 100.0  # dual variable at the start: high, so that the first steps are small
-    dual_lr: float = 1e-2  # largest relative change of the dual variable, a policy update
+    dual_lr: float = 1e-3  # largest relative change of the dual variable, a policy update
 
 
 class Batch(NamedTuple):

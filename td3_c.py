@@ -33,7 +33,7 @@ Writes  runs/<env>/td3_c-<dataset>-from-<source>[-<tag>]/seed<k>/: config.json, 
 Differs from td3_bc.py: the constraint instead of the BC term; no offline phase.
 
 Deviations: eq. (5) is printed with the sign of its bracket turned around, which would reward distance; here
-lambda grows while d^2 > epsilon, as eq. (4) wants. The paper leaves open, and results/td3/dual.md compares:
+lambda grows while d^2 > epsilon, as eq. (4) wants. The paper leaves open, and results/td3 compares:
 the sum over action dimensions; a relative step of lambda instead of Adam's, from --dual-init; the division
 by 1 + lambda, without which lambda's growth is the gradient's and Adam overshoots; a target policy that
 starts as a copy of the policy. The delayed targets are those of TD3; Acme's code, which the paper used,
@@ -144,7 +144,7 @@ class Args:
     # policy constraint (TD3-C)
     epsilon: float = 1e-5  # bound on the squared distance to the target policy's action; inf: off
     dual_init: float = 100.0  # dual variable at the start: high, so that the first steps are small
-    dual_lr: float = 1e-2  # largest relative change of the dual variable, a policy update
+    dual_lr: float = 1e-3  # largest relative change of the dual variable, a policy update
 
 
 class Batch(NamedTuple):
