@@ -35,8 +35,8 @@ Differs from sac_scratch.py: the start, and that no action is random: --warmup-s
 Deviations: LayerNorm (no scale, no shift) in the critics if the checkpoint has it; the log standard
 deviation of the policy is squashed into [-5, 2]; TD3-C's constraint, stated for a deterministic policy,
 is on the squashed means, summed over action dimensions; the form of lambda's steps, the division by
-1 + lambda and a target policy that starts as a copy of the policy are ours (see td3_c.py). eval/q_bias
-compares SAC's Q, entropy bonus included, with plain returns.
+1 + lambda and a target policy that starts as a copy are ours (see td3_c.py). eval/q_bias compares SAC's
+Q, entropy bonus included, with plain returns.
 
 Run, two minutes on one CPU core, after the short pretraining of offline_pretrain_sac.py:
     python online_finetune_sac.py --online-steps 5000 --eval-every 1000
@@ -58,11 +58,13 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib.metadata import version
+from itertools import cycle
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
@@ -80,7 +82,6 @@ ALGORITHM = "sac"  # the family of checkpoints that fit each other
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # CleanRL's range for the policy's log standard deviation
 LOG_DUAL_MIN, LOG_DUAL_MAX = -7.0, 14.0  # lambda between a thousandth and a million
 BORDER = 1 - 1e-5  # where the density of an action stops growing: at 1 it would be infinite
-ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
 
 
 @dataclass
@@ -90,7 +91,7 @@ class Args:
     seed: int = 1  # first seed
     num_seeds: int = 1  # seeds trained together: seed, seed + 1, ...
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA when there is one
-    compile: Literal["auto", "on", "off"] = "auto"  # compile the update; auto: if the run is long enough to gain
+    compile: Literal["auto", "on", "off"] = "auto"  # compile the update; auto: on CUDA, and where a CPU gains by it
     runs_dir: str = "runs"  # results go to <runs-dir>/<env>/<script>[-<tag>]/seed<k>/
     overwrite: bool = False  # replace a run of the same settings
     # data
@@ -362,10 +363,12 @@ COMPILE_PAYS = 5_000  # updates: on a CPU core compilation costs half a minute a
 LIMITS = {  # of arguments, both ends included; all others must be above 0
     **dict.fromkeys(("offline_steps", "online_steps", "warmup_steps", "num_candidates", "candidate_std"), (0, 1e12)),
     **dict.fromkeys(("offline_ratio", "offline_ratio_end", "q_filter_weight", "gamma", "tau"), (0, 1)),
-    **dict.fromkeys(("cql_alpha", "cql_alpha_end", "bc_alpha", "bc_alpha_end"), (0, 1e12)),
+    **dict.fromkeys(("cql_alpha", "cql_alpha_end", "bc_alpha", "bc_alpha_end", "alpha"), (0, 1e12)),
+    **dict.fromkeys(("target_noise", "exploration_noise"), (0, 1e12)),
     **dict.fromkeys(("optimism", "q_filter_value"), (-1e9, 1e9)),
     "q_filter_percentile": (0, math.nextafter(100, 0)),
     "epsilon": (1e-12, math.inf),
+    "dual_init": (1e-3, 1e6),
     "seed": (0, 2**31),
 }
 TAG_NAMES = {  # in a run's name, where the option's own is long
@@ -376,6 +379,8 @@ UNTAGGED = (  # they change nothing that is learned, or stand elsewhere in the n
     *("env", "seed", "num_seeds", "device", "compile", "runs_dir", "overwrite", "dataset", "save_dataset"),
     *("checkpoint", "eval_every", "eval_episodes"),
 )
+NETWORK_ARGS = "num_critics", "hidden_dim", "layer_norm", "network", "normalize_obs"  # what a checkpoint decides
+ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
 
 
 class StackedLinear(nn.Module):
@@ -710,24 +715,26 @@ class Loop:
     """
 
     def __init__(self, function: Callable[[bool], dict], agent: Agent, args: Args, compiled=False, repeat=1, period=1):
-        self.function, self.repeat, self.period, self.names, self.sums = function, repeat, period, {}, {}
-        self.once, self.calls, self.counts = self.stack, 0, {False: 0, True: 0}
-        starts = range(0, period, math.gcd(period, repeat))  # where in a period a launch of `repeat` calls may begin
-        self.launches = {start: partial(self.run, start) for start in starts}
+        self.function, self.once, self.names, self.sums, self.counts = function, self.stack, {}, {}, Counter()
+        turns = [(call + 1) % period == 0 for call in range(math.lcm(period, repeat))]
+        patterns = [tuple(turns[i : i + repeat]) for i in range(0, len(turns), repeat)]
+        self.launches, self.order = {pattern: partial(self.run, pattern) for pattern in patterns}, cycle(patterns)
         cuda, state = next(agent.parameters()).is_cuda, [tensor.clone() for tensor in agent.state_dict().values()]
         random_state = torch.cuda.get_rng_state() if cuda else torch.get_rng_state()
         try:
             if compiled:
                 print("compiling the update, up to a minute ...", flush=True)
                 self.once = torch.compile(self.stack, fullgraph=True)
-                for start in starts:
-                    self.run(start)
+                for launch in self.launches.values():
+                    launch()
         except Exception as error:  # no compiler, or one that fails: slower, the same algorithm
-            print(f"not compiled, running eagerly: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
+            print(
+                f"not compiled, running eagerly: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            )
             self.once = self.stack
         finally:
             if cuda and args.compile != "off":
-                self.launches = {start: capture(launch) for start, launch in self.launches.items()}
+                self.launches = {pattern: capture(launch) for pattern, launch in self.launches.items()}
             for tensor, value in zip(agent.state_dict().values(), state, strict=True):
                 tensor.copy_(value)
             torch.cuda.set_rng_state(random_state) if cuda else torch.set_rng_state(random_state)
@@ -738,30 +745,26 @@ class Loop:
         metrics = self.function(turn)
         return list(metrics), torch.stack(list(metrics.values())) if metrics else torch.zeros(0)
 
-    def run(self, start: int) -> None:
-        for call in range(start, start + self.repeat):
-            turn = (call + 1) % self.period == 0
+    def run(self, pattern: tuple[bool, ...]) -> None:
+        for turn in pattern:
             self.names[turn], values = self.once(turn)
             self.sums[turn] = values.clone() if turn not in self.sums else self.sums[turn].add_(values)
 
     def __call__(self) -> None:
-        start = self.calls % self.period
-        self.launches[start]()
-        self.calls += self.repeat
-        turns = (start + self.repeat) // self.period
-        self.counts[True] += turns
-        self.counts[False] += self.repeat - turns
+        pattern = next(self.order)
+        self.launches[pattern]()
+        self.counts.update(pattern)
 
     def read(self) -> dict[str, np.ndarray]:
         """Means (S,) of the metrics since the last call; waits for the device."""
-        found: dict[str, list] = {}
+        sums, counts = {}, Counter()
         for turn, total in self.sums.items():
-            for name, row in zip(self.names[turn], total.cpu().numpy().copy(), strict=True):
-                found.setdefault(name, []).append((row, self.counts[turn]))
+            for name, row in zip(self.names[turn], total.cpu().numpy(), strict=True):
+                sums[name] = sums.get(name, 0) + row
+                counts[name] += self.counts[turn]
             total.zero_()
-        self.counts = {False: 0, True: 0}
-        counts = {name: sum(count for _, count in rows) for name, rows in found.items()}
-        return {name: sum(row for row, _ in rows) / counts[name] for name, rows in found.items() if counts[name]}
+        self.counts.clear()
+        return {name: sums[name] / counts[name] for name in sums if counts[name]}
 
 
 def update_loop(agent: Agent, table: ReplayTable, args: Args, total: int, repeat: int) -> Loop:
@@ -841,7 +844,8 @@ class Run:
         hardware = torch.cuda.get_device_name() if self.device == "cuda" else f"{os.cpu_count()} CPU cores"
         data = data and {k: v for k, v in data.items() if k not in ("rows", "returns")}
         self.config = {"script": SCRIPT, "run": name, "algorithm": ALGORITHM, "env": args.env}
-        options = {key: str(value) if value == math.inf else value for key, value in asdict(args).items()}
+        own = {key: value for key, value in asdict(args).items() if not (source and key in NETWORK_ARGS)}
+        options = {key: str(value) if value == math.inf else value for key, value in own.items()}
         self.config |= {"args": options, "num_seeds": args.num_seeds, "dataset": data, "checkpoint": source}
         self.config |= {key: getattr(args, key, 0) for key in ("offline_steps", "online_steps")}
         self.config |= {"git_commit": commit, "versions": versions, "hardware": hardware}
@@ -1071,7 +1075,7 @@ def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None
     share = 0.5 if args.offline_ratio is None else args.offline_ratio
     share_end = share if args.offline_ratio_end is None else args.offline_ratio_end
     table.offline_share.fill_(share)
-    anneal = getattr(args, "anneal", "none")
+    anneal = getattr(args, "anneal", "none")  # not every objective has a coefficient to anneal
     if anneal == "abrupt":
         agent.annealed.fill_(1)
     obs, _ = envs.reset(seed=run.seeds)
@@ -1112,9 +1116,10 @@ def main(args: Args) -> None:
     # Checks
     obs_dim, low, high = check_args(args)
     check_anneal(args)
-    replay = check_replay(args, has_data=True)
     agent, source = load_checkpoints(args, obs_dim, len(low))
-    args.dataset = args.dataset or (source["dataset"] and source["dataset"]["source"])
+    trained_on = source["dataset"]
+    replay = check_replay(args, has_data=bool(args.dataset or trained_on))
+    args.dataset = args.dataset or (trained_on and trained_on["source"])
     dataset = load_dataset(args, obs_dim, low, high) if replay != "online" else None
     run = Run(args, dataset, source)
 

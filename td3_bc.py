@@ -8,22 +8,23 @@ Papers: TD3+BC, Fujimoto & Gu 2021 (arXiv 2106.06860); TD3, Fujimoto et al. 2018
 and protocol of Luo et al. 2023 (TD3-C, arXiv 2303.17396). Options: O3F's optimistic actions; the Q-filter.
 
 Objective
-    critic  L(phi) = sum_e mean_B (Q_e(s, a) - y)^2                             critic_loss, TD3-C's eq. (1)
+    critic  L(phi) = sum_e mean_B (Q_e(s, a) - y)^2                             critic_loss, TD3's algorithm 1
             y = r + gamma (1 - terminated) min_e Q'_e(s', a'),  a' = mu'(s') + clipped noise
     actor   L(theta) = sum_B w ((mu(s) - a)^2 - kappa Q_1(s, mu(s))) / sum_B w   actor_loss, TD3-C's eq. (3)
-            kappa = alpha / mean_B |Q_1(s, mu(s))|, which passes no gradient
+            kappa = alpha / mean_B |Q_1(s, mu(s))|, the papers' lambda; it passes no gradient
             w = 1, but --q-filter-weight where Q is under the threshold         q_filter
     acting  a = mu(s) + noise, or the best of N draws from N(mu(s), sigma^2) by mean_e Q + omega std_e Q
                                                                         select_action, O3F algorithm 1
 The policy and all targets move in every --policy-delay'th update only.
 
 Symbols and shapes: S seeds, E critics, B batch, O observation, A action, N candidates. The seed axis
-comes first everywhere: obs (S, B, O), action (S, B, A) in [-1, 1], reward (S, B), Q (S, E, B). The BC
-term (mu(s) - a)^2 is the mean over action dimensions, and kappa is one number a seed.
+comes first everywhere: obs (S, B, O), action (S, B, A) in [-1, 1], reward (S, B), Q (S, E, B). A prime marks
+a target network, sigma is --candidate-std, omega --optimism. The BC term (mu(s) - a)^2 is the mean over action
+dimensions, and kappa is one number a seed.
 
 Reads   --dataset (Minari or D4RL; by default the bundled one); with --offline-steps 0 a checkpoint of the
         TD3 family (--checkpoint; by default the newest finished offline run of --env under --runs-dir).
-Writes  runs/<env>/td3_bc-<dataset>[-<tag>]/seed<k>/: config.json, eval.csv (a row an episode; return is
+Writes  runs/<env>/td3_bc-<dataset>[-from-<source>][-<tag>]/seed<k>/: config.json, eval.csv (a row an episode; return is
         undiscounted, in the environment's units), metrics.csv, TensorBoard events, checkpoint.pt, which
         td3_c.py and this script continue from.
 
@@ -31,8 +32,9 @@ Differs from td3_c.py: the BC term instead of the constraint on the policy's own
 
 Deviations: eq. (3) is printed without the minus sign before its square. The mean over action dimensions,
 kappa from |Q_1| and the delayed targets are those of TD3+BC's code; Acme's, which TD3-C used, normalises by
-mean |dQ/da| and moves the critics' targets in every update. --warmup-steps holds also where the data are
-kept. The small last layer of the policy is drawn uniformly, Acme's normally, with one standard deviation.
+mean |dQ/da| and moves the critics' targets in every update. Its minimum replay of 1,000 rows is met at once
+by offline rows; here the first --warmup-steps online steps never update. The small last layer of the policy
+is drawn uniformly, Acme's normally, with one standard deviation.
 
 Run, a minute on one CPU core:
     python td3_bc.py --offline-steps 2000 --eval-every 1000
@@ -55,11 +57,13 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib.metadata import version
+from itertools import cycle
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
@@ -76,7 +80,6 @@ from tqdm import tqdm
 ALGORITHM = "td3"  # the family of checkpoints that fit each other
 UNIFORM_SCALE = 0.333  # of Acme's initial weights: uniform within UNIFORM_SCALE * sqrt(3 / inputs)
 LAST_LAYER_SCALE = 0.01  # the same for the policy's last layer, which starts near zero
-ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
 
 
 @dataclass
@@ -86,7 +89,7 @@ class Args:
     seed: int = 1  # first seed
     num_seeds: int = 1  # seeds trained together: seed, seed + 1, ...
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA when there is one
-    compile: Literal["auto", "on", "off"] = "auto"  # compile the update; auto: if the run is long enough to gain
+    compile: Literal["auto", "on", "off"] = "auto"  # compile the update; auto: on CUDA, and where a CPU gains by it
     runs_dir: str = "runs"  # results go to <runs-dir>/<env>/<script>[-<tag>]/seed<k>/
     overwrite: bool = False  # replace a run of the same settings
     # data
@@ -216,7 +219,7 @@ class Agent(nn.Module):
         self.target_actor, self.target_critic = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
         self.shape = {"obs_dim": obs_dim, "action_dim": action_dim, "hidden_dim": hidden_dim}
         self.shape |= {"num_critics": num_critics, "layer_norm": layer_norm}
-        self.register_buffer("log_dual", torch.zeros(len(seeds)))
+        self.register_buffer("log_dual", torch.zeros(len(seeds)))  # of td3_c.py's constraint
         self.actor_adam = Adam(self.actor.parameters())
         self.critic_adam = Adam(self.critic.parameters())
         self.requires_grad_(False)
@@ -350,10 +353,12 @@ COMPILE_PAYS = 5_000  # updates: on a CPU core compilation costs half a minute a
 LIMITS = {  # of arguments, both ends included; all others must be above 0
     **dict.fromkeys(("offline_steps", "online_steps", "warmup_steps", "num_candidates", "candidate_std"), (0, 1e12)),
     **dict.fromkeys(("offline_ratio", "offline_ratio_end", "q_filter_weight", "gamma", "tau"), (0, 1)),
-    **dict.fromkeys(("cql_alpha", "cql_alpha_end", "bc_alpha", "bc_alpha_end"), (0, 1e12)),
+    **dict.fromkeys(("cql_alpha", "cql_alpha_end", "bc_alpha", "bc_alpha_end", "alpha"), (0, 1e12)),
+    **dict.fromkeys(("target_noise", "exploration_noise"), (0, 1e12)),
     **dict.fromkeys(("optimism", "q_filter_value"), (-1e9, 1e9)),
     "q_filter_percentile": (0, math.nextafter(100, 0)),
     "epsilon": (1e-12, math.inf),
+    "dual_init": (1e-3, 1e6),
     "seed": (0, 2**31),
 }
 TAG_NAMES = {  # in a run's name, where the option's own is long
@@ -364,6 +369,8 @@ UNTAGGED = (  # they change nothing that is learned, or stand elsewhere in the n
     *("env", "seed", "num_seeds", "device", "compile", "runs_dir", "overwrite", "dataset", "save_dataset"),
     *("checkpoint", "eval_every", "eval_episodes"),
 )
+NETWORK_ARGS = "num_critics", "hidden_dim", "layer_norm", "network", "normalize_obs"  # what a checkpoint decides
+ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
 
 
 class StackedLinear(nn.Module):
@@ -680,24 +687,26 @@ class Loop:
     """
 
     def __init__(self, function: Callable[[bool], dict], agent: Agent, args: Args, compiled=False, repeat=1, period=1):
-        self.function, self.repeat, self.period, self.names, self.sums = function, repeat, period, {}, {}
-        self.once, self.calls, self.counts = self.stack, 0, {False: 0, True: 0}
-        starts = range(0, period, math.gcd(period, repeat))  # where in a period a launch of `repeat` calls may begin
-        self.launches = {start: partial(self.run, start) for start in starts}
+        self.function, self.once, self.names, self.sums, self.counts = function, self.stack, {}, {}, Counter()
+        turns = [(call + 1) % period == 0 for call in range(math.lcm(period, repeat))]
+        patterns = [tuple(turns[i : i + repeat]) for i in range(0, len(turns), repeat)]
+        self.launches, self.order = {pattern: partial(self.run, pattern) for pattern in patterns}, cycle(patterns)
         cuda, state = next(agent.parameters()).is_cuda, [tensor.clone() for tensor in agent.state_dict().values()]
         random_state = torch.cuda.get_rng_state() if cuda else torch.get_rng_state()
         try:
             if compiled:
                 print("compiling the update, up to a minute ...", flush=True)
                 self.once = torch.compile(self.stack, fullgraph=True)
-                for start in starts:
-                    self.run(start)
+                for launch in self.launches.values():
+                    launch()
         except Exception as error:  # no compiler, or one that fails: slower, the same algorithm
-            print(f"not compiled, running eagerly: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
+            print(
+                f"not compiled, running eagerly: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            )
             self.once = self.stack
         finally:
             if cuda and args.compile != "off":
-                self.launches = {start: capture(launch) for start, launch in self.launches.items()}
+                self.launches = {pattern: capture(launch) for pattern, launch in self.launches.items()}
             for tensor, value in zip(agent.state_dict().values(), state, strict=True):
                 tensor.copy_(value)
             torch.cuda.set_rng_state(random_state) if cuda else torch.set_rng_state(random_state)
@@ -708,30 +717,26 @@ class Loop:
         metrics = self.function(turn)
         return list(metrics), torch.stack(list(metrics.values())) if metrics else torch.zeros(0)
 
-    def run(self, start: int) -> None:
-        for call in range(start, start + self.repeat):
-            turn = (call + 1) % self.period == 0
+    def run(self, pattern: tuple[bool, ...]) -> None:
+        for turn in pattern:
             self.names[turn], values = self.once(turn)
             self.sums[turn] = values.clone() if turn not in self.sums else self.sums[turn].add_(values)
 
     def __call__(self) -> None:
-        start = self.calls % self.period
-        self.launches[start]()
-        self.calls += self.repeat
-        turns = (start + self.repeat) // self.period
-        self.counts[True] += turns
-        self.counts[False] += self.repeat - turns
+        pattern = next(self.order)
+        self.launches[pattern]()
+        self.counts.update(pattern)
 
     def read(self) -> dict[str, np.ndarray]:
         """Means (S,) of the metrics since the last call; waits for the device."""
-        found: dict[str, list] = {}
+        sums, counts = {}, Counter()
         for turn, total in self.sums.items():
-            for name, row in zip(self.names[turn], total.cpu().numpy().copy(), strict=True):
-                found.setdefault(name, []).append((row, self.counts[turn]))
+            for name, row in zip(self.names[turn], total.cpu().numpy(), strict=True):
+                sums[name] = sums.get(name, 0) + row
+                counts[name] += self.counts[turn]
             total.zero_()
-        self.counts = {False: 0, True: 0}
-        counts = {name: sum(count for _, count in rows) for name, rows in found.items()}
-        return {name: sum(row for row, _ in rows) / counts[name] for name, rows in found.items() if counts[name]}
+        self.counts.clear()
+        return {name: sums[name] / counts[name] for name in sums if counts[name]}
 
 
 def update_loop(agent: Agent, table: ReplayTable, args: Args, total: int, repeat: int) -> Loop:
@@ -763,6 +768,13 @@ class Acting:
         self.obs.copy_(torch.from_numpy(obs)[:, None])
         self.loop()
         return self.action[:, 0].cpu().numpy()
+
+
+def next_command(script: str, run: Run, args: Args) -> str:
+    """The command that continues from this run."""
+    names = [name for name in ("seed", "num_seeds", "gamma", "runs_dir") if getattr(args, name) != getattr(Args, name)]
+    options = "".join(f" --{name.replace('_', '-')} {getattr(args, name)}" for name in names)
+    return f"next: python {script} --env {args.env} --checkpoint {run.folder}{options}"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -811,7 +823,8 @@ class Run:
         hardware = torch.cuda.get_device_name() if self.device == "cuda" else f"{os.cpu_count()} CPU cores"
         data = data and {k: v for k, v in data.items() if k not in ("rows", "returns")}
         self.config = {"script": SCRIPT, "run": name, "algorithm": ALGORITHM, "env": args.env}
-        options = {key: str(value) if value == math.inf else value for key, value in asdict(args).items()}
+        own = {key: value for key, value in asdict(args).items() if not (source and key in NETWORK_ARGS)}
+        options = {key: str(value) if value == math.inf else value for key, value in own.items()}
         self.config |= {"args": options, "num_seeds": args.num_seeds, "dataset": data, "checkpoint": source}
         self.config |= {key: getattr(args, key, 0) for key in ("offline_steps", "online_steps")}
         self.config |= {"git_commit": commit, "versions": versions, "hardware": hardware}
@@ -967,7 +980,6 @@ def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> 
     return {"q/random": q.cpu().numpy(), "policy/drift": drift.cpu().numpy(), "replay/online_share": online_share}
 
 
-NETWORK_ARGS = ("num_critics", "hidden_dim", "layer_norm", "network", "normalize_obs")  # what a checkpoint decides
 PRETRAINING = {"sac": "offline_pretrain_sac.py", "td3": "td3_bc.py"}  # what writes a family's first checkpoints
 
 
@@ -1070,7 +1082,7 @@ def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None
     share = 0.5 if args.offline_ratio is None else args.offline_ratio
     share_end = share if args.offline_ratio_end is None else args.offline_ratio_end
     table.offline_share.fill_(share)
-    anneal = getattr(args, "anneal", "none")
+    anneal = getattr(args, "anneal", "none")  # not every objective has a coefficient to anneal
     if anneal == "abrupt":
         agent.annealed.fill_(1)
     obs, _ = envs.reset(seed=run.seeds)
@@ -1110,14 +1122,15 @@ def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None
 def main(args: Args) -> None:
     # Checks
     obs_dim, low, high = check_args(args)
-    replay = check_replay(args, has_data=True)
     if args.checkpoint and args.offline_steps:
         fail(f"--checkpoint {args.checkpoint}: is continued online; say --offline-steps 0 and --online-steps")
     agent, source = None, None
     if args.offline_steps == 0:
         check_network(args)
         agent, source = load_checkpoints(args, obs_dim, len(low))
-        args.dataset = args.dataset or (source["dataset"] and source["dataset"]["source"])
+    trained_on = source and source["dataset"]
+    replay = check_replay(args, has_data=bool(args.offline_steps or args.dataset or trained_on))
+    args.dataset = args.dataset or (trained_on and trained_on["source"])
     dataset = load_dataset(args, obs_dim, low, high) if args.offline_steps or replay != "online" else None
     run = Run(args, dataset, source)
 
@@ -1144,8 +1157,7 @@ def main(args: Args) -> None:
     if args.online_steps:
         print(f"next: python plot_curves.py {args.runs_dir}")
     else:
-        seeds = f" --seed {args.seed} --num-seeds {args.num_seeds}" if (args.seed, args.num_seeds) != (1, 1) else ""
-        print(f"next: python td3_c.py --env {args.env} --checkpoint {run.folder}{seeds}")
+        print(next_command("td3_c.py", run, args))
 
 
 if __name__ == "__main__":
