@@ -321,6 +321,15 @@ def test_dual_rises_where_violated_and_falls_where_slack():
     assert metrics["constraint/dual"].tolist() == [1, 1, 1, 1]  # the one that the loss was made with
 
 
+@pytest.mark.parametrize("epsilon, bound", [(100.0, td3_c.LOG_DUAL_MIN), (1e-9, td3_c.LOG_DUAL_MAX)])
+def test_dual_stops_at_its_bounds(epsilon, bound):
+    agent = make_agent(td3_c)
+    agent.target_actor.mlp.layers[-1].bias += 1
+    agent.log_dual.fill_(0.999 * bound)
+    td3_c.update(agent, random_batch(), td3_c.Args(epsilon=epsilon, dual_lr=0.1), policy_turn=True)
+    assert agent.log_dual.item() == bound
+
+
 # ---- policy delay ----
 
 
