@@ -199,13 +199,14 @@ class PlainTD3:
         loss.backward()
         adam.step()
 
-    def policy_loss(self, obs, data_action):
+    def policy_loss(self, obs, data_action, data_q):
         action = self.actor(obs).tanh()
         leaf = action.detach().requires_grad_()
         q = self.critics[0](torch.cat([obs, leaf], 1))
         (dqda,) = torch.autograd.grad(q.sum(), leaf)  # the deterministic policy gradient is dQ/da dmu/dtheta
         self.steepest = max(self.steepest, dqda.abs().max().item())
-        loss = -((dqda.clamp(-1, 1) if self.args.clip_dqda else dqda) * action).sum(1).mean()
+        loss = -((dqda.clamp(-1, 1) if self.args.clip_dqda else dqda) * action).sum(1)
+        loss = loss[data_q >= data_q.quantile(self.args.q_filter_percentile / 100)].mean()
         if hasattr(self.args, "alpha"):
             return self.args.alpha / q.abs().mean().item() * loss + F.mse_loss(action, data_action)
         if self.args.epsilon < math.inf:
@@ -223,10 +224,12 @@ class PlainTD3:
             next_q = torch.min(*(target(x)[:, 0] for target in self.targets))
             target = reward + self.args.gamma * (1 - terminated) * next_q
         x = torch.cat([obs, action], 1)
-        self.step(self.critic_adam, sum(F.mse_loss(critic(x)[:, 0], target) for critic in self.critics))
+        q = [critic(x)[:, 0] for critic in self.critics]
+        data_q = torch.min(*q).detach()  # as it was before this step of the critics
+        self.step(self.critic_adam, sum(F.mse_loss(one, target) for one in q))
         if not policy_turn:
             return
-        self.step(self.actor_adam, self.policy_loss(obs, action))
+        self.step(self.actor_adam, self.policy_loss(obs, action, data_q))
         for target, online in zip([*self.targets, self.target_actor], [*self.critics, self.actor], strict=True):
             for p, q in zip(target.parameters(), online.parameters(), strict=True):
                 p.data += self.args.tau * (q.data - p.data)
@@ -234,7 +237,11 @@ class PlainTD3:
 
 @pytest.mark.parametrize("layer_norm", [True, False], ids=["layernorm", "relu"])
 @pytest.mark.parametrize("clip", [True, False], ids=["clip", "free"])
-@pytest.mark.parametrize("script, options", [(td3_c, {"epsilon": math.inf}), (td3_c, {"epsilon": 1e-3}), (td3_bc, {})])
+@pytest.mark.parametrize(
+    "script, options",
+    [(td3_c, {"epsilon": math.inf}), (td3_c, {"epsilon": 1e-3, "q_filter_percentile": 25}), (td3_bc, {})],
+    ids=["td3", "td3_c", "td3_bc"],
+)
 def test_update_equals_plain_pytorch(script, options, clip, layer_norm, double):
     """With --epsilon inf that is TD3. Inputs are standardised; critics steep enough for the clipping to bite."""
     rates = {"actor_lr": 1e-2, "critic_lr": 2e-2, "tau": 0.1, "gamma": 0.9}
