@@ -52,3 +52,11 @@ def call(minari_cache, tmp_path, monkeypatch, capsys):
         return capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def double():
+    """float64 throughout, where two implementations must agree to many digits."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+import td3_c
+
 FINETUNE, PRETRAIN, SCRATCH = "online_finetune_sac", "offline_pretrain_sac", "sac_scratch"
+TD3_BC, TD3_C = "td3_bc", "td3_c"
 
 
 class Evil:
@@ -30,8 +33,12 @@ def files(call):
     (folder / "evil.pt").write_bytes(pickle.dumps(Evil()))
     torch.save({"agent": Evil()}, folder / "evil2.pt")
     torch.save({"weights": torch.zeros(3)}, folder / "foreign.pt")
+    shape = {"obs_dim": 11, "action_dim": 3, "hidden_dim": 8, "num_critics": 2, "layer_norm": True}
+    td3 = {"algorithm": "td3", "shape": shape, "agent": td3_c.Agent([1], **shape).state_dict()}
     for name, change in {
+        "sac": {},
         "td3": {"algorithm": "td3"},
+        "lost": {**td3, "dataset": {**torch.load(good)["dataset"], "source": "nowhere"}},  # that is moved or deleted
         "cheetah": {"env": "HalfCheetah-v4"},
         "wide": {"shape": {**torch.load(good)["shape"], "hidden_dim": 16}},
         "obs": {"shape": {**torch.load(good)["shape"], "obs_dim": 12}},
@@ -121,6 +128,27 @@ CASES = [
     (FINETUNE, "--checkpoint ../files/obs.pt", "its obs_dim is 12, here it is 11"),
     (FINETUNE, "--checkpoint ../files/gamma.pt", "its gamma is 0.9, here it is 0.99"),
     (FINETUNE, "--checkpoint ../files/td3.pt --q-filter-percentile 100", "--q-filter-percentile 100"),
+    (TD3_C, "--checkpoint ../files/sac.pt", "its algorithm is sac, here it is td3"),
+    (TD3_C, "--checkpoint ../files/lost.pt", "--dataset nowhere: no D4RL .hdf5 file and no Minari dataset"),
+    (TD3_C, "--checkpoint ../files/lost.pt --offline-ratio 0.5", "--dataset nowhere"),
+    (TD3_C, "--checkpoint ../files/lost.pt --network relu", "--network relu: the checkpoint decides that"),
+    (TD3_C, "--checkpoint ../files/lost.pt --hidden-dim 8", "--hidden-dim 8: the checkpoint decides that"),
+    (TD3_C, "--checkpoint ../files/lost.pt --num-critics 3", "--num-critics 3: the checkpoint decides that"),
+    (TD3_C, "--checkpoint ../files/lost.pt --scratch", "--scratch starts without one"),
+    (TD3_C, "", "python td3_bc.py --env Hopper-v4 makes one"),
+    (TD3_C, "--scratch --epsilon 0", "--epsilon 0"),
+    (TD3_C, "--scratch --epsilon -1", "--epsilon -1"),
+    (TD3_C, "--scratch --epsilon nan", "--epsilon nan"),
+    (TD3_C, "--scratch --dual-init 0", "--dual-init 0"),
+    (TD3_C, "--scratch --policy-delay 0", "--policy-delay 0"),
+    (TD3_C, "--scratch --online-steps 0", "--online-steps 0"),
+    (TD3_C, "--checkpoint ../files/lost.pt --offline-ratio 0.5 --replay online", "needs --replay ratio"),
+    (TD3_BC, "--offline-steps 0 --online-steps 0", "--online-steps 0: there is nothing to do"),
+    (TD3_BC, "--offline-steps 0 --online-steps 5", "--checkpoint is missing"),
+    (TD3_BC, "--offline-steps 0 --online-steps 5 --checkpoint ../files/sac.pt", "its algorithm is sac"),
+    (TD3_BC, "--offline-steps 0 --online-steps 5 --normalize-obs", "--normalize-obs True: the checkpoint decides"),
+    (TD3_BC, "--checkpoint ../files/lost.pt", "--checkpoint ../files/lost.pt: is continued online"),
+    (TD3_BC, "--alpha 0.0", "--alpha 0"),
 ]
 
 

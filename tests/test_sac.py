@@ -20,14 +20,6 @@ import sac_scratch as sac
 LOG_NORMAL_AT_0 = -0.9189385  # -log(2 pi) / 2: log-density of a standard normal at 0, and of its tanh
 
 
-@pytest.fixture
-def double():
-    """float64 throughout, where two implementations must agree to many digits."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 class Fixed(nn.Module):
     """A network without parameters: any function."""
 
