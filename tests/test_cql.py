@@ -22,13 +22,6 @@ OFFLINE = f"{SMALL} --hidden-dim 16 --dataset hopper/tiny-v0 --offline-steps 20 
 NO_NOISE = torch.zeros(1, 2, 1)
 
 
-@pytest.fixture
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 class Linear(nn.Module):
     """Two critics on one-dimensional obs and action: Q_1 = w obs + a, Q_2 = w obs + 3 a."""
 

@@ -5,6 +5,7 @@ What stands word for word in the SAC scripts too (Adam, Q-filter, candidates, re
 
 import copy
 import csv
+import json
 import math
 import re
 from pathlib import Path
@@ -519,3 +520,11 @@ def test_td3_from_nothing(call):
     assert (state["agent"]["critic_adam.t"], state["agent"]["actor_adam.t"]) == (24, 8)
     assert metrics.keys() >= {"loss/critic", "loss/actor"} and "constraint/distance" not in metrics
     assert state["agent"]["log_dual"].item() == 0 and not state["shape"]["layer_norm"]
+
+
+def test_a_run_without_data_continues_without_data(call):
+    call("td3_c", f"{SHORT} --hidden-dim 8 --scratch --online-steps 2 --eval-every 2")
+    (source,) = Path("runs/Hopper-v4").glob("td3_c-scratch*")
+    call("td3_c", f"{SHORT} --checkpoint {source} --online-steps 2 --eval-every 2")
+    (folder,) = Path("runs/Hopper-v4").glob("td3_c-from-td3_c-scratch*/seed1")
+    assert json.loads((folder / "config.json").read_text())["dataset"] is None
