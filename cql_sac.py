@@ -9,7 +9,7 @@ Nakamoto et al. 2023 (arXiv 2303.05479), --calibrated; the annealing is of O3F, 
 
 Objective
     critic  L(phi) = sum_e (mean_B (Q_e(s, a) - y)^2 + alpha' gap_e)         critic_loss, CQL eq. (4), CQL(H)
-            gap_e = mean_B (log sum_j exp(Q_e(s, a_j)) / p(a_j) - Q_e(s, a))
+            gap_e = mean_B (log sum_j [exp(Q_e(s, a_j)) / p(a_j)] - Q_e(s, a))
             a_j: N uniform, N of pi(.|s) and N of pi(.|s'), p their densities  penalty_actions, appendix F
             y = r + gamma (1 - terminated) (min_e Q'_e(s', a') - alpha log pi(a'|s'))
             --calibrated: Q_e(s, a_j) of the policy's actions is max(Q_e(s, a_j), return of the data from s)
@@ -27,17 +27,18 @@ Writes  runs/<env>/cql_sac-<dataset>[-<tag>]/seed<k>/: config.json, eval.csv (a 
         undiscounted, in the environment's units), metrics.csv, TensorBoard events, checkpoint.pt, which
         online_finetune_sac.py continues from, and this script with --offline-steps 0.
 
-Differs from offline_pretrain_sac.py: the gap in the critics' loss; an online phase with the same objective.
+Differs from offline_pretrain_sac.py: the gap in the critics' loss; an online phase.
 
 Deviations: the actions drawn from pi(.|s') are rated at s, as in the authors' code (unifloral's paper calls
-that an error and rates them at s'); as there, the gap lacks the constant log(3 N), which the threshold has
-to contain, and the Bellman error its 1/2. The targets keep SAC's entropy term, which the authors' code leaves
-out, so alpha' = 0 is SAC. One alpha' serves all critics of a seed. Cal-QL: the clock cuts returns off; one that
-lacks more than 1% of its weight bounds nothing. O3F's candidates, which this critic pushes down, are not offered.
+that an error). As there, the sum is no mean: a flat Q has a gap of about log(3 N 2^A), 5.5 on Hopper, and the
+Bellman error lacks its 1/2. A lower threshold is the more conservative one, not less as O3F's section 4 has it.
+The targets keep SAC's entropy term, so alpha' = 0 is SAC. One alpha' serves all critics of a seed. Cal-QL:
+plain returns bound the soft Q, known ones only: not a running episode's, nor where the clock cut off more than
+1% of the weight. O3F's candidates, which this critic pushes down, are not offered.
 
 Run, four minutes on one CPU core:
     python cql_sac.py --offline-steps 2000 --eval-every 1000
-Run, in full: pretraining; CQL online; SAC online (a GPU is advised):
+Run, in full: pretraining; CQL online (repeat the options of the objective, no checkpoint holds them); SAC online:
     python cql_sac.py --num-seeds 10
     python cql_sac.py --num-seeds 10 --offline-steps 0 --online-steps 50000
     python online_finetune_sac.py --num-seeds 10 --online-steps 50000
@@ -79,7 +80,7 @@ from tqdm import tqdm
 
 ALGORITHM = "sac"  # the family of checkpoints that fit each other
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # CleanRL's range for the policy's log standard deviation
-LOG_CQL_MIN, LOG_CQL_MAX = -7.0, 14.0  # of the Lagrange multiplier, the upper end as in the authors' code
+LOG_CQL_MIN, LOG_CQL_MAX = -7.0, 14.0  # alpha' between a thousandth and a million
 
 
 @dataclass
@@ -127,13 +128,13 @@ class Args:
     # conservative Q-learning
     cql_alpha: float | None = None  # fixed weight of the penalty; 5 unless --cql-threshold is given
     cql_alpha_end: float | None = None  # what --anneal brings --cql-alpha to
-    cql_threshold: float | None = None  # learn the weight instead, so that the penalty stays at this (Lagrange form)
+    cql_threshold: float | None = None  # learn the weight instead, at --critic-lr: more while cql/gap is above this
     cql_threshold_end: float | None = None  # what --anneal brings --cql-threshold to
     cql_actions: int = 10  # uniform actions a state, and as many of the policy's there and at the next state
     calibrated: bool = False  # Cal-QL: push the policy's Q down to the data's returns, not further
     # annealing
     anneal: Literal["none", "abrupt", "linear"] = "none"
-    """how a coefficient gets to its _end online: not at all, at the first step, or linearly over the online steps"""
+    """how a coefficient gets to its _end online: at the first step, or linearly over the online steps"""
     # Q-filter
     q_filter_percentile: float = 0.0  # leave rows out of the policy loss under this percentile of Q; 0: off
     q_filter_value: float | None = None  # a fixed threshold on Q instead, in units of discounted return
@@ -326,8 +327,7 @@ def update(agent: Agent, batch: Batch, args: Args, policy_turn: bool) -> dict[st
     grads, (_, (metrics, q)) = grad_and_value(critic_loss, has_aux=True)(params, agent, batch, noise[0], pushed, args)
     agent.critic_adam.step(grads.values(), args.critic_lr)
     if args.cql_threshold is not None:
-        threshold = scheduled(agent, args.cql_threshold, args.cql_threshold_end)
-        violation = metrics["cql/gap"] - threshold  # the multiplier grows while the gap is larger
+        violation = metrics["cql/gap"] - scheduled(agent, args.cql_threshold, args.cql_threshold_end)
         agent.cql_alpha_adam.step([-agent.log_cql_alpha.exp() * violation], args.critic_lr)
         agent.log_cql_alpha.clamp_(LOG_CQL_MIN, LOG_CQL_MAX)
     torch._foreach_lerp_(list(agent.target_critic.parameters()), list(agent.critic.parameters()), args.tau)
@@ -481,7 +481,7 @@ def check_anneal(args: Args) -> None:
     """Ends with one line if --anneal has nothing to anneal, or an _end has no --anneal."""
     ends = [field.name for field in fields(args) if field.name.endswith("_end") and field.name != "offline_ratio_end"]
     given = [name for name in ends if getattr(args, name) is not None]
-    options = " or ".join(f"--{name.replace('_', '-')}" for name in given or ends)
+    options = (" and " if given else " or ").join(f"--{name.replace('_', '-')}" for name in given or ends)
     if args.anneal != "none" and not given:
         fail(f"--anneal {args.anneal}: needs {options}, where to")
     if args.anneal == "none" and given:
@@ -1062,17 +1062,20 @@ PRETRAINING = {"sac": "offline_pretrain_sac.py", "td3": "td3_bc.py"}  # what wri
 def find_checkpoints(args: Args) -> list[Path]:
     """One checkpoint.pt a seed: of --checkpoint, or of the newest finished offline run of --env."""
     folder = Path(args.checkpoint) if args.checkpoint else None
+    own = hasattr(args, "offline_steps")  # such a script continues what it pretrained itself
     if folder is None:
         found = []
         for path in (Path(args.runs_dir) / args.env).glob("*/seed*/config.json"):
             config = json.loads(path.read_text())
             offline = config["offline_steps"] and not config["online_steps"]
-            if offline and config["algorithm"] == ALGORITHM and config["status"] == "finished":
+            fits = config["algorithm"] == ALGORITHM and (config["script"] == SCRIPT or not own)
+            if offline and fits and config["status"] == "finished":
                 found.append((config["started"] + config["seconds"], path.parents[1]))
         if not found:
+            script = f"{SCRIPT}.py" if own else PRETRAINING[ALGORITHM]
             fail(
                 f"--checkpoint is missing: {args.runs_dir}/{args.env} has no finished offline run of the "
-                f"{ALGORITHM} family; python {PRETRAINING[ALGORITHM]} --env {args.env} makes one"
+                f"{ALGORITHM} family; python {script} --env {args.env} makes one"
             )
         folder = max(found)[1]
     for file in (folder, folder / "checkpoint.pt"):
@@ -1116,7 +1119,7 @@ def load_checkpoints(args: Args, obs_dim: int, action_dim: int) -> tuple[Agent, 
         stacked = {n: torch.cat([s[n] for s in states]) if t.dim() else t for n, t in states[0].items()}
         agent.load_state_dict({n: stacked[n] for n in agent.state_dict()})  # not what only the last objective needs
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
-        fail(f"--checkpoint {paths[0]}: its tensors do not fit ({str(error).splitlines()[0]})")
+        fail(f"--checkpoint {paths[0]}: its tensors do not fit (of {facts['run']}: {str(error).splitlines()[0]})")
     return agent, {**facts, "path": str(paths[0])}
 
 
@@ -1220,7 +1223,7 @@ def main(args: Args) -> None:
         fail(f"--calibrated: {dataset.source} has no ends of episodes, so no returns to calibrate by")
     run = Run(args, dataset, source)
     if args.cql_threshold is None and args.cql_alpha is None:
-        args.cql_alpha = 5.0
+        run.config["args"]["cql_alpha"] = args.cql_alpha = 5.0
 
     # Agent and replay
     run.describe(dataset)
@@ -1232,6 +1235,8 @@ def main(args: Args) -> None:
     kind = partial(ReturnTable, gamma=args.gamma) if args.calibrated else ReplayTable
     capacity = min(args.replay_capacity, args.online_steps)
     table = kind(dataset and dataset.rows, args.num_seeds, agent.shape, capacity, "append", run.device)
+    if args.calibrated and dataset and not table.mc_return.isfinite().any():
+        fail(f"--calibrated: at --gamma {args.gamma}, the clock cuts every return of {dataset.source} short")
 
     # Training
     with run.recording(agent):

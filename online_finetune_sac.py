@@ -131,7 +131,7 @@ class Args:
     bc_alpha_end: float | None = None  # what --anneal brings --bc-alpha to
     # annealing
     anneal: Literal["none", "abrupt", "linear"] = "none"
-    """how a coefficient gets to its _end online: not at all, at the first step, or linearly over the online steps"""
+    """how a coefficient gets to its _end online: at the first step, or linearly over the online steps"""
     # Q-filter
     q_filter_percentile: float = 0.0  # leave rows out of the policy loss under this percentile of Q; 0: off
     q_filter_value: float | None = None  # a fixed threshold on Q instead, in units of discounted return
@@ -481,7 +481,7 @@ def check_anneal(args: Args) -> None:
     """Ends with one line if --anneal has nothing to anneal, or an _end has no --anneal."""
     ends = [field.name for field in fields(args) if field.name.endswith("_end") and field.name != "offline_ratio_end"]
     given = [name for name in ends if getattr(args, name) is not None]
-    options = " or ".join(f"--{name.replace('_', '-')}" for name in given or ends)
+    options = (" and " if given else " or ").join(f"--{name.replace('_', '-')}" for name in given or ends)
     if args.anneal != "none" and not given:
         fail(f"--anneal {args.anneal}: needs {options}, where to")
     if args.anneal == "none" and given:
@@ -1007,17 +1007,20 @@ PRETRAINING = {"sac": "offline_pretrain_sac.py", "td3": "td3_bc.py"}  # what wri
 def find_checkpoints(args: Args) -> list[Path]:
     """One checkpoint.pt a seed: of --checkpoint, or of the newest finished offline run of --env."""
     folder = Path(args.checkpoint) if args.checkpoint else None
+    own = hasattr(args, "offline_steps")  # such a script continues what it pretrained itself
     if folder is None:
         found = []
         for path in (Path(args.runs_dir) / args.env).glob("*/seed*/config.json"):
             config = json.loads(path.read_text())
             offline = config["offline_steps"] and not config["online_steps"]
-            if offline and config["algorithm"] == ALGORITHM and config["status"] == "finished":
+            fits = config["algorithm"] == ALGORITHM and (config["script"] == SCRIPT or not own)
+            if offline and fits and config["status"] == "finished":
                 found.append((config["started"] + config["seconds"], path.parents[1]))
         if not found:
+            script = f"{SCRIPT}.py" if own else PRETRAINING[ALGORITHM]
             fail(
                 f"--checkpoint is missing: {args.runs_dir}/{args.env} has no finished offline run of the "
-                f"{ALGORITHM} family; python {PRETRAINING[ALGORITHM]} --env {args.env} makes one"
+                f"{ALGORITHM} family; python {script} --env {args.env} makes one"
             )
         folder = max(found)[1]
     for file in (folder, folder / "checkpoint.pt"):
@@ -1061,7 +1064,7 @@ def load_checkpoints(args: Args, obs_dim: int, action_dim: int) -> tuple[Agent, 
         stacked = {n: torch.cat([s[n] for s in states]) if t.dim() else t for n, t in states[0].items()}
         agent.load_state_dict({n: stacked[n] for n in agent.state_dict()})  # not what only the last objective needs
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
-        fail(f"--checkpoint {paths[0]}: its tensors do not fit ({str(error).splitlines()[0]})")
+        fail(f"--checkpoint {paths[0]}: its tensors do not fit (of {facts['run']}: {str(error).splitlines()[0]})")
     return agent, {**facts, "path": str(paths[0])}
 
 

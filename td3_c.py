@@ -989,17 +989,20 @@ PRETRAINING = {"sac": "offline_pretrain_sac.py", "td3": "td3_bc.py"}  # what wri
 def find_checkpoints(args: Args) -> list[Path]:
     """One checkpoint.pt a seed: of --checkpoint, or of the newest finished offline run of --env."""
     folder = Path(args.checkpoint) if args.checkpoint else None
+    own = hasattr(args, "offline_steps")  # such a script continues what it pretrained itself
     if folder is None:
         found = []
         for path in (Path(args.runs_dir) / args.env).glob("*/seed*/config.json"):
             config = json.loads(path.read_text())
             offline = config["offline_steps"] and not config["online_steps"]
-            if offline and config["algorithm"] == ALGORITHM and config["status"] == "finished":
+            fits = config["algorithm"] == ALGORITHM and (config["script"] == SCRIPT or not own)
+            if offline and fits and config["status"] == "finished":
                 found.append((config["started"] + config["seconds"], path.parents[1]))
         if not found:
+            script = f"{SCRIPT}.py" if own else PRETRAINING[ALGORITHM]
             fail(
                 f"--checkpoint is missing: {args.runs_dir}/{args.env} has no finished offline run of the "
-                f"{ALGORITHM} family; python {PRETRAINING[ALGORITHM]} --env {args.env} makes one"
+                f"{ALGORITHM} family; python {script} --env {args.env} makes one"
             )
         folder = max(found)[1]
     for file in (folder, folder / "checkpoint.pt"):
@@ -1043,7 +1046,7 @@ def load_checkpoints(args: Args, obs_dim: int, action_dim: int) -> tuple[Agent, 
         stacked = {n: torch.cat([s[n] for s in states]) if t.dim() else t for n, t in states[0].items()}
         agent.load_state_dict({n: stacked[n] for n in agent.state_dict()})  # not what only the last objective needs
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
-        fail(f"--checkpoint {paths[0]}: its tensors do not fit ({str(error).splitlines()[0]})")
+        fail(f"--checkpoint {paths[0]}: its tensors do not fit (of {facts['run']}: {str(error).splitlines()[0]})")
     return agent, {**facts, "path": str(paths[0])}
 
 

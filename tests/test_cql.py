@@ -42,7 +42,7 @@ def two_states():
     agent.requires_grad_(False)
     obs, action = torch.tensor([[[0.0], [2.0]]]), torch.tensor([[[0.5], [-0.5]]])
     zero, ones = torch.zeros(1, 2), torch.ones(1, 2)
-    batch = cql.Batch(obs, action, zero, obs, ones, zero)  # the target is the reward, 0
+    batch = cql.Batch(obs, action, zero, obs + 10, ones, zero)  # the target is the reward, 0
     actions = torch.tensor([[[[-1.0], [0.0], [1.0]], [[0.2], [0.4], [0.6]]]])
     log_density = torch.log(torch.tensor([[[0.5, 0.1, 0.2], [0.5, 1.0, 2.0]]]))
     return agent, batch, (actions, log_density)
@@ -122,6 +122,22 @@ def test_a_weight_of_zero_is_sac(double):
     torch.testing.assert_close((loss, q), (sac_loss, sac_q), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
 
+    params, data_q = dict(agent.actor.named_parameters()), q.amin(1)
+    losses = []
+    for script in (cql, offline_pretrain_sac):
+        args = script.Args(q_filter_percentile=25)
+        losses.append(grad_and_value(script.actor_loss, has_aux=True)(params, agent, batch, noise, args, data_q))
+    torch.testing.assert_close(losses[0][0], losses[1][0], rtol=1e-12, atol=1e-12)
+    assert losses[0][1][0] == losses[1][1][0]
+
+
+def test_the_uniform_actions_fill_their_range(monkeypatch):
+    drawn, penalty_actions = [], cql.penalty_actions
+    monkeypatch.setattr(cql, "penalty_actions", lambda *given: drawn.append(given[2]) or penalty_actions(*given))
+    cql.update(cql.Agent([1], 3, 2, 8, 2, False), random_batch(), cql.Args(cql_alpha=1.0), True)
+    (uniform,) = drawn
+    assert uniform.shape == (1, 16, 10, 2) and uniform.min() < -0.95 and uniform.max() > 0.95
+
 
 def test_the_multiplier_grows_while_the_gap_is_too_large_and_shrinks_while_small():
     for threshold, change in ((0.5, 3e-4), (50.0, -3e-4)):
@@ -160,12 +176,12 @@ def test_calibration_without_known_returns_is_cql():
 
 
 def test_returns_to_go():
-    """gamma 0.1: 3 steps before its end a return lacks 0.1%. Episodes: terminated, ended by the clock, cut off."""
+    """gamma 0.2: two steps before its end a return lacks 0.8%. Episodes: terminated, ended by the clock, cut off."""
     rewards = np.array([1, 2, 3, 1, 2, 3, 4, 5, 6], np.float32)
     terminated, truncated = np.zeros(9), np.zeros(9)
     terminated[2], truncated[6] = 1, 1
-    found = cql.returns_to_go(rewards, terminated, truncated, 0.1)
-    np.testing.assert_allclose(found, [1.23, 2.3, 3, 1.234, 2.34, *[-math.inf] * 4], rtol=1e-6)
+    found = cql.returns_to_go(rewards, terminated, truncated, 0.2)
+    np.testing.assert_allclose(found, [1.52, 2.6, 3, 1.552, 2.76, *[-math.inf] * 4], rtol=1e-6)
 
 
 def step(table, reward, terminated=False, truncated=False):
@@ -217,6 +233,13 @@ def test_scheduled():
     assert values == [5, 2.75, 0.5]
 
 
+def test_annealing_moves_the_weight():
+    agent, batch, pushed = two_states()
+    agent.annealed.fill_(0.5)
+    half = loss_of(agent, batch, pushed, cql_alpha=5.0, cql_alpha_end=1.0)
+    assert half[1][0] == loss_of(agent, batch, pushed, cql_alpha=3.0)[1][0]
+
+
 def test_annealing_moves_the_threshold():
     """The gap is under 50 and over -50: the multiplier turns round as the threshold passes it."""
     agent = cql.Agent([1], 3, 2, 8, 2, False)
@@ -255,13 +278,15 @@ def test_bonus_by_hand():
     agent = finetune.Agent([1], 3, 1, 8, 2, True)
     agent.actor = Constant([[[0.0]]], [[[0.0]]])
     agent.critic = Fixed(lambda obs, action: torch.zeros(1, 2, 2))
+    agent.annealed.fill_(0.5)
     batch = random_batch(size=2)._replace(action=torch.tensor([[[0.0], [0.5]]]))
     params = dict(agent.actor.named_parameters())
     noise, data_q = torch.zeros(1, 2, 1), torch.zeros(1, 2)
     losses = [
-        finetune.actor_loss(params, agent, batch, noise, finetune.Args(bc_alpha=weight), data_q)[0]
-        for weight in (0.0, 2.0)
+        finetune.actor_loss(params, agent, batch, noise, finetune.Args(bc_alpha=weight, bc_alpha_end=end), data_q)[0]
+        for weight, end in ((0.0, None), (2.0, None), (0.0, 4.0), (0.0, 0.0))
     ]
+    assert losses[1] == losses[2] and losses[0] == losses[3]  # half way from 0 to 4; from 0 to 0
     normal = -0.5 * math.log(2 * math.pi)
     log_prob = [normal, normal - 0.5 * math.atanh(0.5) ** 2 - math.log(1 - 0.25)]
     assert (losses[0] - losses[1]).item() == pytest.approx(2 * sum(log_prob) / 2, rel=1e-5)
@@ -353,20 +378,54 @@ def test_offline_and_online_in_one_run(call):
         ("--cql-threshold-end 1 --anneal abrupt --online-steps 9", "needs a --cql-threshold to start from"),
         ("--cql-threshold 5 --cql-alpha-end 1 --anneal abrupt --online-steps 9", "the weight is learned"),
         ("--offline-steps 0", "there is nothing to do"),
-        ("--offline-steps 0 --online-steps 9", "--checkpoint is missing"),
+        ("--offline-steps 0 --online-steps 9", "python cql_sac.py --env Hopper-v4 makes one"),
+        ("--checkpoint nowhere", "--checkpoint nowhere: is continued online"),
+        ("--cql-threshold nan", "--cql-threshold nan: must be above 0"),
+        ("--calibrated --dataset clocked.hdf5", "--calibrated: at --gamma 0.99, the clock cuts every return"),
         ("--calibrated --dataset endless.hdf5", "--calibrated: endless.hdf5 has no ends of episodes"),
     ],
 )
 def test_bad_input(arguments, expected, call, capsys, tmp_path):
     import h5py
 
-    with h5py.File("endless.hdf5", "w") as file:
-        columns = {"observations": (9, 11), "next_observations": (9, 11), "actions": (9, 3)}
-        for name, shape in (columns | {"rewards": (9,), "terminals": (9,)}).items():
-            file[name] = np.zeros(shape, np.float32)
+    columns = {"observations": (9, 11), "next_observations": (9, 11), "actions": (9, 3)}
+    columns |= {"rewards": (9,), "terminals": (9,)}
+    for path in ("endless.hdf5", "clocked.hdf5"):
+        with h5py.File(path, "w") as file:
+            for name, shape in columns.items():
+                file[name] = np.zeros(shape, np.float32)
+            if path == "clocked.hdf5":
+                file["timeouts"] = np.arange(9) == 8
     dataset = "" if "--dataset" in arguments else "--dataset hopper/tiny-v0"
     with pytest.raises(SystemExit) as ended:
         call("cql_sac", f"{dataset} {arguments}")
     error = capsys.readouterr().err
     assert ended.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1 and expected in error
     assert not Path("runs").exists()
+
+
+def test_a_checkpoint_of_sac_is_refused(call, capsys):
+    call("offline_pretrain_sac", f"{OFFLINE.replace('--cql-actions 2', '')} --offline-steps 2")
+    (source,) = Path("runs/Hopper-v4").glob("offline_pretrain_sac-*")
+    for arguments, expected in (
+        (f"--checkpoint {source}", "its tensors do not fit (of offline_pretrain_sac-"),
+        ("", "--checkpoint is missing"),  # by itself it takes only its own
+    ):
+        with pytest.raises(SystemExit):
+            call("cql_sac", f"{SMALL} --offline-steps 0 --online-steps 2 {arguments}")
+        assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ("--bc-alpha 1 --bc-alpha-end 0", "--bc-alpha-end: needs --anneal"),
+        ("--bc-alpha 1 --anneal linear", "--anneal linear: needs --bc-alpha-end"),
+        ("--bc-alpha -1", "--bc-alpha -1.0: must be in"),
+    ],
+)
+def test_bad_input_of_the_bonus(arguments, expected, call, capsys):
+    with pytest.raises(SystemExit) as ended:
+        call("online_finetune_sac", arguments)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count("\n") == 1 and expected in error
