@@ -36,7 +36,7 @@ The targets keep SAC's entropy term, so alpha' = 0 is SAC. One alpha' serves all
 plain returns bound the soft Q, known ones only: not a running episode's, nor where the clock cut off more than
 1% of the weight. O3F's candidates, which this critic pushes down, are not offered.
 
-Run, four minutes on one CPU core:
+Run, four minutes on one CPU core (return about 240):
     python cql_sac.py --offline-steps 2000 --eval-every 1000
 Run, in full: pretraining; CQL online (repeat the options of the objective, no checkpoint holds them); SAC online:
     python cql_sac.py --num-seeds 10

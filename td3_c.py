@@ -42,7 +42,7 @@ moments come along with the weights. Acme's code, which the paper used, moves th
 update, counts offline rows as its minimum replay of 1,000 (--warmup-steps never updates), and draws the small
 last layer of the policy normally, here it is uniform with one standard deviation.
 
-Run, a minute on one CPU core, after the short pretraining of td3_bc.py:
+Run, a minute on one CPU core, after the short pretraining of td3_bc.py (return about 200):
     python td3_c.py --online-steps 2000 --eval-every 1000
 Run, in full; the same as TD3; TD3 from nothing (a GPU is advised):
     python td3_c.py --num-seeds 10 --online-steps 200000
