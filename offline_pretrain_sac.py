@@ -304,6 +304,7 @@ LIMITS = {  # of arguments, both ends included; all others must be above 0
     **dict.fromkeys(("target_noise", "exploration_noise"), (0, 1e12)),
     **dict.fromkeys(("optimism", "q_filter_value"), (-1e9, 1e9)),
     "q_filter_percentile": (0, math.nextafter(100, 0)),
+    **dict.fromkeys(("expectile", "expectile_end"), (0.5, math.nextafter(1, 0))),
     "epsilon": (1e-12, math.inf),
     "dual_init": (1e-3, 1e6),
     "seed": (0, 2**31),
@@ -316,7 +317,8 @@ UNTAGGED = (  # they change nothing that is learned, or stand elsewhere in the n
     *("env", "seed", "num_seeds", "device", "compile", "runs_dir", "overwrite", "dataset", "save_dataset"),
     *("checkpoint", "eval_every", "eval_episodes"),
 )
-NETWORK_ARGS = "num_critics", "hidden_dim", "layer_norm", "network", "normalize_obs"  # what a checkpoint decides
+# What a checkpoint decides.
+NETWORK_ARGS = "num_critics", "hidden_dim", "layer_norm", "network", "normalize_obs", "normalize_reward"
 ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
 
 
@@ -383,7 +385,8 @@ def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
     for field in fields(args):
         value, (low, high) = getattr(args, field.name), LIMITS.get(field.name, (1e-12, 1e12))
         if isinstance(value, int | float) and not isinstance(value, bool) and not low <= value <= high:
-            rule = "above 0" if low == 1e-12 else f"in [{low}, {high:.4g}{')' if field.name[-4:] == 'tile' else ']'}"
+            open_end = float(f"{high:.4g}") > high
+            rule = "above 0" if low == 1e-12 else f"in [{low}, {high:.4g}{')' if open_end else ']'}"
             fail(f"--{field.name.replace('_', '-')} {value}: must be {rule}")
     steps = {name: getattr(args, name) for name in ("offline_steps", "online_steps") if hasattr(args, name)}
     if not any(steps.values()):
@@ -867,11 +870,12 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, run: Run, args: Args) -> 
     obs, _ = envs.reset(seed=[int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys])
     returns, discounted, lengths = np.zeros(shape).ravel(), np.zeros(shape).ravel(), np.zeros(shape, int).ravel()
     running, discount, first_q = np.ones(len(keys), bool), 1.0, None
+    scale = float(getattr(agent, "reward_scale", 1))  # not every objective scales the rewards
     while running.any():
         device_obs = torch.as_tensor(obs, dtype=torch.float32, device=run.device).view(*shape, -1)
         action = best_action(agent, device_obs)
         if first_q is None:
-            first_q = agent.critic(device_obs, action).amin(1).cpu().numpy()
+            first_q = agent.critic(device_obs, action).amin(1).cpu().numpy() / scale
         obs, reward, terminated, truncated, _ = envs.step(action.flatten(0, 1).cpu().numpy())
         returns += running * reward
         discounted += running * discount * reward
@@ -883,16 +887,18 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, run: Run, args: Args) -> 
 
 
 def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> dict[str, np.ndarray]:
-    """Q of random actions and drift from the reference policy, without touching the training's random state."""
+    """Q of the best and of random actions, drift from the reference policy; the training's random state stays."""
     if table.added == 0 and table.replay != "append":
         return {}
     with torch.random.fork_rng():
         torch.manual_seed(args.seed)
         obs, action, *_ = table.sample(args.batch_size)
-        q = agent.critic(obs, 2 * torch.rand_like(action) - 1).mean((1, 2))
-    drift = (best_action(agent, obs) - best_action(reference, obs)).square().sum(2).mean(1)
+        random_q = agent.critic(obs, 2 * torch.rand_like(action) - 1).mean((1, 2))
+    best = best_action(agent, obs)
+    drift = (best - best_action(reference, obs)).square().sum(2).mean(1)
+    found = {"q/random": random_q, "q/best": agent.critic(obs, best).amin(1).mean(1), "policy/drift": drift}
     online_share = np.full(args.num_seeds, table.online_share())
-    return {"q/random": q.cpu().numpy(), "policy/drift": drift.cpu().numpy(), "replay/online_share": online_share}
+    return {name: value.cpu().numpy() for name, value in found.items()} | {"replay/online_share": online_share}
 
 
 def train_offline(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None:
