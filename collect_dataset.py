@@ -77,24 +77,6 @@ class Args:
     noise_std: float = 0.1  # of noisy actions, in units of actions in [-1, 1]; the sum is clipped
 
 
-class MLP(nn.Module):
-    """Two hidden ReLU layers, with LayerNorm (no scale, no shift) before each ReLU if asked."""
-
-    def __init__(self, generators, copies, in_dim, hidden_dim, out_dim, layer_norm):
-        super().__init__()
-        self.layers = nn.ModuleList(
-            StackedLinear(generators, copies, i, o)
-            for i, o in ((in_dim, hidden_dim), (hidden_dim, hidden_dim), (hidden_dim, out_dim))
-        )
-        self.layer_norm = layer_norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = layer(x)
-            x = F.relu(F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
-        return self.layers[-1](x)
-
-
 class TD3MLP(nn.Module):
     """Two hidden layers on standardised inputs: LayerNorm, tanh, ELU (TD3-C, appendix B), or ReLU twice (TD3)."""
 
@@ -200,6 +182,24 @@ class StackedLinear(nn.Module):
         return torch.bmm(x, self.weight) + self.bias  # baddbmm would first copy the bias to the output
 
 
+class MLP(nn.Module):
+    """Two hidden ReLU layers, with LayerNorm (no scale, no shift) before each ReLU if asked."""
+
+    def __init__(self, generators, copies, in_dim, hidden_dim, out_dim, layer_norm):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            StackedLinear(generators, copies, i, o)
+            for i, o in ((in_dim, hidden_dim), (hidden_dim, hidden_dim), (hidden_dim, out_dim))
+        )
+        self.layer_norm = layer_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = layer(x)
+            x = F.relu(F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
+        return self.layers[-1](x)
+
+
 def fail(message: str) -> NoReturn:
     """Bad input: one line on stderr, exit status 2."""
     print(f"error: {message}", file=sys.stderr)
@@ -207,7 +207,7 @@ def fail(message: str) -> NoReturn:
 
 
 def make_env(env_id: str) -> gym.Env:
-    """One environment whose actions are in [-1, 1]."""
+    """One environment whose observations are vectors and whose actions are in [-1, 1]."""
     with suppress(ImportError):  # without this, MuJoCo writes its warnings to MUJOCO_LOG.TXT where one works
         import mujoco
 
@@ -215,6 +215,8 @@ def make_env(env_id: str) -> gym.Env:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
         env = gym.make(env_id, disable_env_checker=True)
+    if isinstance(env.observation_space, gym.spaces.Dict):  # an observation and its goal
+        env = gym.wrappers.FlattenObservation(env)
     box = isinstance(env.action_space, gym.spaces.Box) and env.action_space.is_bounded()
     return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)) if box else env
 

@@ -126,24 +126,6 @@ class Batch(NamedTuple):
     truncated: Tensor  # (S, B) 1 where only the clock ended it: bootstraps
 
 
-class MLP(nn.Module):
-    """Two hidden ReLU layers, with LayerNorm (no scale, no shift) before each ReLU if asked."""
-
-    def __init__(self, generators, copies, in_dim, hidden_dim, out_dim, layer_norm):
-        super().__init__()
-        self.layers = nn.ModuleList(
-            StackedLinear(generators, copies, i, o)
-            for i, o in ((in_dim, hidden_dim), (hidden_dim, hidden_dim), (hidden_dim, out_dim))
-        )
-        self.layer_norm = layer_norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = layer(x)
-            x = F.relu(F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
-        return self.layers[-1](x)
-
-
 class Critic(nn.Module):
     """E critics a seed: obs (S, B, O), action (S, B, A) -> Q (S, E, B)."""
 
@@ -346,6 +328,24 @@ class StackedLinear(nn.Module):
         return torch.bmm(x, self.weight) + self.bias  # baddbmm would first copy the bias to the output
 
 
+class MLP(nn.Module):
+    """Two hidden ReLU layers, with LayerNorm (no scale, no shift) before each ReLU if asked."""
+
+    def __init__(self, generators, copies, in_dim, hidden_dim, out_dim, layer_norm):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            StackedLinear(generators, copies, i, o)
+            for i, o in ((in_dim, hidden_dim), (hidden_dim, hidden_dim), (hidden_dim, out_dim))
+        )
+        self.layer_norm = layer_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = layer(x)
+            x = F.relu(F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
+        return self.layers[-1](x)
+
+
 class Adam(nn.Module):
     """Adam (Kingma & Ba 2015, algorithm 1) in place on `params`, equal to torch.optim.Adam's step.
 
@@ -397,7 +397,8 @@ def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
         env = make_env(args.env)
     except (gym.error.Error, ImportError) as error:
         fail(f"--env {args.env}: Gymnasium cannot make it ({str(error).strip().splitlines()[0]})")
-    args.env, obs, action = env.spec.id, env.observation_space, env.unwrapped.action_space
+    args.env = "".join([*args.env.rpartition(":")[:2], env.spec.id])  # "module:Id-v0" imports the module first
+    obs, action = env.observation_space, env.unwrapped.action_space
     if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1 or env.spec.max_episode_steps is None:
         fail(f"--env {args.env}: must have vector observations (a one-dimensional Box, not {obs}) and a step limit")
     if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1 or not action.is_bounded():
@@ -406,7 +407,7 @@ def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
 
 
 def make_env(env_id: str) -> gym.Env:
-    """One environment whose actions are in [-1, 1]."""
+    """One environment whose observations are vectors and whose actions are in [-1, 1]."""
     with suppress(ImportError):  # without this, MuJoCo writes its warnings to MUJOCO_LOG.TXT where one works
         import mujoco
 
@@ -414,6 +415,8 @@ def make_env(env_id: str) -> gym.Env:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
         env = gym.make(env_id, disable_env_checker=True)
+    if isinstance(env.observation_space, gym.spaces.Dict):  # an observation and its goal
+        env = gym.wrappers.FlattenObservation(env)
     box = isinstance(env.action_space, gym.spaces.Box) and env.action_space.is_bounded()
     return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)) if box else env
 
@@ -465,6 +468,14 @@ def read_d4rl(path: Path) -> tuple[list[np.ndarray], dict]:
     return [column[~drop] for column in columns], {"dropped": int(drop.sum())}
 
 
+def flatten_obs(space: gym.Space, obs: np.ndarray | dict) -> np.ndarray:
+    """Observations of an episode; those of a Dict (T, ...) as vectors (T, O), like gym.wrappers.FlattenObservation."""
+    if not isinstance(space, gym.spaces.Dict):
+        return obs
+    parts = [flatten_obs(part, obs[key]) for key, part in space.spaces.items()]
+    return np.concatenate([part.reshape(len(part), -1) for part in parts], 1)
+
+
 def read_minari(path: Path) -> tuple[list[np.ndarray], dict]:
     """Columns of Batch and metadata from a Minari dataset folder (the one that holds data/)."""
     from minari import MinariDataset
@@ -472,7 +483,8 @@ def read_minari(path: Path) -> tuple[list[np.ndarray], dict]:
     dataset = MinariDataset(path / "data")
     columns = [[] for _ in Batch._fields]
     for e in dataset.iterate_episodes():
-        values = e.observations[:-1], e.actions, e.rewards, e.observations[1:], e.terminations, e.truncations
+        obs = flatten_obs(dataset.observation_space, e.observations)
+        values = obs[:-1], e.actions, e.rewards, obs[1:], e.terminations, e.truncations
         for column, value in zip(columns, values, strict=True):
             column.append(value)
         columns[-1][-1] = np.append(e.truncations[:-1], not e.terminations[-1])  # an episode ends where it ends
@@ -506,7 +518,7 @@ def find_dataset(name: str) -> Path:
 
 def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) -> Dataset:
     """--dataset, or the environment's bundled one, after checking that it fits the environment."""
-    task = args.env.rsplit("-v", 1)[0]
+    task = args.env.rpartition(":")[2].rsplit("-v", 1)[0]
     name = args.dataset or DEFAULT_DATASETS.get(task)
     if name is None:
         fail(f"--dataset is needed: none is bundled for {args.env} (sac_scratch.py --save-dataset makes one)")

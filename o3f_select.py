@@ -1,0 +1,1266 @@
+"""O3F on LAPO: execute the best of many candidates around the policy's action; the objective never changes.
+
+LAPO's policy picks a latent, and a decoder turns it into an action like the data's better ones. So its critics need no
+training to push unseen actions down, and online they may be asked which action near the policy's is worth trying.
+
+Papers: O3F, "Fine-tuning offline policies with optimistic action selection", algorithm 1; LAPO, Chen et al. 2022
+(arXiv 2203.08949); for the critics REDQ, Chen et al. 2021 (arXiv 2101.05982).
+
+Objective (D the decoder, f the latent policy, primes for targets, M a random subset of the critics)
+    acting  argmax_i mean_e Q_e(s, c_i) + omega std_e Q_e(s, c_i),  c_i ~ N(pi(s), sigma^2)     optimistic_action, O3F
+            pi(s) = D'(s, f(s)), clipped to the bounds; f in (-2, 2)                            best_action
+    critic  L(phi) = sum_e mean_B (c r + gamma (1 - terminated) V(s') - Q_e(s, a))^2            critic_loss
+    value   L(psi) = mean_B (V(s) - clip(min_M Q'_e(s, D'(s, f'(s) + noise))))^2                value_loss
+    decoder L = mean_B w (|a - D(s, z)|^2 + KL(q(z|s, a), N(0, 1))),  z ~ q(z|s, a)             vae_loss
+            w = 0.9 if c r + gamma (1 - terminated) min_M Q'_e(s', D'(s', f'(s'))) > V(s), else 0.1
+    actor   L(theta) = -sum_B w mean_e Q_e(s, D'(s, f(s))) / sum_B w                            actor_loss
+            w = 1, but --q-filter-weight where Q is under the threshold                         q_filter
+
+Symbols and shapes: S seeds, E critics, B batch, O observation, A action, Z = 2 A latent, N candidates. The seed axis
+comes first everywhere: obs (S, B, O), action (S, B, A) in [-1, 1], reward and V (S, B), Q (S, E, B).
+
+Reads   --dataset (Minari or D4RL; by default the bundled one), with --offline-steps 0 a checkpoint of its own.
+Writes  runs/<env>/o3f_select-<dataset>[-<tag>]/seed<k>/: config.json, eval.csv (a row an episode; return is
+        undiscounted, in the environment's units), metrics.csv (Q and V in units of c r, c one over the largest reward
+        of the data), TensorBoard events, checkpoint.pt, which this script continues from with --offline-steps 0.
+
+Differs from iql.py: a latent policy and its decoder in place of a Gaussian, and many updates of the critics a step.
+
+Deviations: two hidden layers, batches of 256, rates of 3e-4 (LAPO: three, 512, 2e-4); observations as they come; V
+before its step in w. O3F leaves open: M is drawn anew for each update; the policy climbs the mean of all critics (LAPO:
+the first); --subset-size, --policy-updates-per-step.
+
+Run, two minutes on a CPU core (return about RETURN):
+    python o3f_select.py --offline-steps 2000 --eval-every 1000
+Run, in full: pretraining, then O3F online (with --num-candidates 1, its baseline: one noisy draw):
+    python o3f_select.py --num-seeds 10
+    python o3f_select.py --num-seeds 10 --offline-steps 0 --online-steps 20000
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from importlib.metadata import version
+from itertools import cycle
+from pathlib import Path
+from typing import Literal, NamedTuple, NoReturn
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+from torch import Tensor
+from torch.func import functional_call, grad_and_value
+from tqdm import tqdm
+
+ALGORITHM = "lapo"  # the family of checkpoints that fit each other
+MAX_LATENT, LATENT_NOISE, LATENT_NOISE_CLIP = 2.0, 0.1, 0.2  # bound of the policy's latent, noise on the target's
+LATENT_LOG_STD_MIN, LATENT_LOG_STD_MAX = -4.0, 4.0  # of the encoder, so that nothing overflows
+ADVANTAGE_WEIGHT = 0.9  # of a row with a positive advantage in the decoder's loss; others have the rest to 1
+
+
+@dataclass
+class Args:
+    # experiment
+    env: str = "Hopper-v4"  # Gymnasium id; actions are in [-1, 1] inside and rescaled at its edge
+    seed: int = 1  # first seed
+    num_seeds: int = 1  # seeds trained together: seed, seed + 1, ...
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA when there is one
+    compile: Literal["auto", "on", "off"] = "auto"  # compile the update; auto: on CUDA, and where a CPU gains by it
+    runs_dir: str = "runs"  # results go to <runs-dir>/<env>/<script>[-<tag>]/seed<k>/
+    overwrite: bool = False  # replace a run of the same settings
+    # data
+    checkpoint: str | None = None
+    """checkpoint.pt or a run's folder (seed k continues from its seed k; a lone one serves all seeds).
+    Default: the newest finished offline run of --env under --runs-dir"""
+    dataset: str | None = None
+    """D4RL .hdf5 file, Minari folder or Minari id; looked up as a path, in the local Minari cache, in
+    datasets/, then downloaded. Default: the bundled one, where data are needed"""
+    # evaluation
+    eval_every: int = 5_000  # steps between evaluations; the first and the last step are always evaluated
+    eval_episodes: int = 5  # episodes an evaluation, of the deterministic policy
+    # optimisation
+    offline_steps: int = 100_000  # gradient updates on the dataset
+    batch_size: int = 256  # transitions a seed and update
+    gamma: float = 0.99  # discount a step
+    tau: float = 0.005  # share of the networks that moves into their targets, an update
+    actor_lr: float = 3e-4  # Adam's step size
+    critic_lr: float = 3e-4  # Adam's step size
+    policy_delay: int = 1  # critic updates for each update of the policy
+    num_critics: int = 5  # critics a seed; the minimum over them is used
+    layer_norm: bool = False  # LayerNorm in the critics
+    hidden_dim: int = 256  # width of the two hidden layers
+    # online
+    online_steps: int = 0  # environment steps a seed
+    warmup_steps: int = 0  # first steps that act without updating; at random if nothing was pretrained
+    updates_per_step: int = 20  # gradient updates an environment step
+    replay: Literal["append", "online", "ratio"] | None = None
+    """batches from offline and online rows alike, from online rows only, or with a fixed share of offline
+    rows. Default: ratio if --offline-ratio is given, else append if there are offline data, else online"""
+    offline_ratio: float | None = None  # share of offline rows in a batch, in [0, 1]; with ratio: 0.5
+    offline_ratio_end: float | None = None  # anneal --offline-ratio linearly to this over the online steps
+    replay_capacity: int = 1_000_000  # online transitions kept a seed
+    # optimistic actions (O3F)
+    num_candidates: int = 100  # 0: the policy's action; 1: one noisy draw; N: the best of N noisy draws
+    candidate_std: float = 0.2  # standard deviation of the draws, in units of actions in [-1, 1]
+    optimism: float = 0.0  # weight of the critics' standard deviation in a draw's score (UCB)
+    # latent policy (LAPO)
+    subset_size: int = 2  # random critics whose minimum is the value's target, drawn anew each update
+    policy_updates_per_step: int = 1  # online, updates of decoder and policy an environment step
+    kl_weight: float = 1.0  # weight of the latent's KL divergence; LAPO's mazes have 0.3
+    # Q-filter
+    q_filter_percentile: float = 0.0  # leave rows out of the policy loss under this percentile of Q; 0: off
+    q_filter_value: float | None = None  # a fixed threshold on Q instead, in units of discounted return
+    q_filter_weight: float = 0.0  # weight of the rows under the threshold: 0 drops them
+    q_filter_actions: Literal["data", "policy"] = "data"  # Q of the batch's actions or of the policy's
+
+
+class Batch(NamedTuple):
+    obs: Tensor  # (S, B, O)
+    action: Tensor  # (S, B, A) in [-1, 1]
+    reward: Tensor  # (S, B)
+    next_obs: Tensor  # (S, B, O)
+    terminated: Tensor  # (S, B) 1 where the task ended: no value after it
+    truncated: Tensor  # (S, B) 1 where only the clock ended it: bootstraps
+
+
+class Critic(nn.Module):
+    """E critics a seed: obs (S, B, O), action (S, B, A) -> Q (S, E, B)."""
+
+    def __init__(self, generators, obs_dim, action_dim, hidden_dim, num_critics, layer_norm):
+        super().__init__()
+        self.num_critics = num_critics
+        self.mlp = MLP(generators, num_critics, obs_dim + action_dim, hidden_dim, 1, layer_norm)
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        x = torch.cat([obs, action], 2)[:, None].expand(-1, self.num_critics, -1, -1).flatten(0, 1)
+        return self.mlp(x).view(len(obs), self.num_critics, -1)
+
+
+class Value(nn.Module):
+    """State value: obs (S, B, O) -> V (S, B)."""
+
+    def __init__(self, generators, obs_dim, hidden_dim, layer_norm):
+        super().__init__()
+        self.mlp = MLP(generators, 1, obs_dim, hidden_dim, 1, layer_norm)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.mlp(obs)[..., 0]
+
+
+class LatentActor(nn.Module):
+    """Latent policy f: obs (S, B, O) -> latent (S, B, Z) in (-MAX_LATENT, MAX_LATENT)."""
+
+    def __init__(self, generators, obs_dim, action_dim, hidden_dim):
+        super().__init__()
+        self.mlp = MLP(generators, 1, obs_dim, hidden_dim, 2 * action_dim, layer_norm=False)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return MAX_LATENT * self.mlp(obs).tanh()
+
+
+class Decoder(nn.Module):
+    """D: obs (S, B, O), latent (S, B, Z) -> action (S, B, A), not clipped."""
+
+    def __init__(self, generators, obs_dim, action_dim, hidden_dim):
+        super().__init__()
+        self.mlp = MLP(generators, 1, obs_dim + 2 * action_dim, hidden_dim, action_dim, layer_norm=False)
+        self.register_buffer("mean", torch.zeros(len(generators), 1, action_dim))
+        self.register_buffer("std", torch.ones(len(generators), 1, action_dim))
+
+    def forward(self, obs: Tensor, latent: Tensor) -> Tensor:
+        return self.mean + self.std * self.mlp(torch.cat([obs, latent], 2))
+
+
+class VAE(nn.Module):
+    """Of the data's actions: obs (S, B, O), action (S, B, A), noise (S, B, Z) -> D(s, z), mean and log_std of z."""
+
+    def __init__(self, generators, obs_dim, action_dim, hidden_dim):
+        super().__init__()
+        self.encoder = MLP(generators, 1, obs_dim + action_dim, hidden_dim, 4 * action_dim, layer_norm=False)
+        self.decoder = Decoder(generators, obs_dim, action_dim, hidden_dim)
+
+    def forward(self, obs: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, log_std = self.encoder(torch.cat([obs, action], 2)).chunk(2, -1)
+        log_std = log_std.clamp(LATENT_LOG_STD_MIN, LATENT_LOG_STD_MAX)
+        return self.decoder(obs, mean + log_std.exp() * noise), mean, log_std
+
+
+class Agent(nn.Module):
+    """Everything that a checkpoint must hold: networks, targets, scales of actions and rewards, optimisers.
+
+    Each tensor has the seeds along its first axis (S, or S * E for the critics), or has no axis.
+    """
+
+    def __init__(self, seeds: list[int], obs_dim, action_dim, hidden_dim, num_critics, layer_norm):
+        super().__init__()
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.actor = LatentActor(generators, obs_dim, action_dim, hidden_dim)
+        self.vae = VAE(generators, obs_dim, action_dim, hidden_dim)
+        self.critic = Critic(generators, obs_dim, action_dim, hidden_dim, num_critics, layer_norm)
+        self.value = Value(generators, obs_dim, hidden_dim, layer_norm)
+        self.target_actor, self.target_decoder = copy.deepcopy(self.actor), copy.deepcopy(self.vae.decoder)
+        self.target_critic = copy.deepcopy(self.critic)
+        self.shape = {"obs_dim": obs_dim, "action_dim": action_dim, "hidden_dim": hidden_dim}
+        self.shape |= {"num_critics": num_critics, "layer_norm": layer_norm}
+        for name in ("reward_scale", "value_min", "value_max"):  # set_scales
+            self.register_buffer(name, torch.ones(()))
+        self.actor_adam = Adam(self.actor.parameters())
+        self.vae_adam = Adam(self.vae.parameters())
+        self.critic_adam = Adam(self.critic.parameters())
+        self.value_adam = Adam(self.value.parameters())
+        self.requires_grad_(False)
+
+
+def q_filter(q: Tensor, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weights (S, B) of the policy loss: 1 where q (S, B) reaches its seed's threshold, ties kept.
+
+    The threshold is --q-filter-value, or the --q-filter-percentile of the seed's batch (linear
+    interpolation). Source: the chapter on offline-to-online finetuning, "Q-filter".
+    """
+    if args.q_filter_value is None and args.q_filter_percentile == 0:
+        return torch.ones_like(q), {}
+    if args.q_filter_value is not None:
+        threshold = torch.full_like(q[:, :1], args.q_filter_value)
+    else:
+        threshold = torch.quantile(q, args.q_filter_percentile / 100, dim=1, keepdim=True)
+    weight = torch.where(q >= threshold, 1.0, args.q_filter_weight)
+    return weight, {"filter/fraction": (q < threshold).float().mean(1), "filter/threshold": threshold[:, 0]}
+
+
+def optimistic_action(agent: Agent, obs: Tensor, action: Tensor, noise: Tensor, args: Args):
+    """The best of N candidates around `action` (S, 1, A), by mean_e Q + omega std_e Q; O3F, algorithm 1.
+
+    obs (S, 1, O), noise (S, N, A) standard normal. N = 1 executes that one draw, the paper's noise
+    baseline. Returns the action (S, 1, A) and metrics (S,).
+    """
+    candidates = (action + args.candidate_std * noise).clamp(-1, 1)  # (S, N, A)
+    q = agent.critic(obs.expand(-1, candidates.shape[1] + 1, -1), torch.cat([action, candidates], 1))
+    score = q.mean(1) + args.optimism * q.std(1, correction=0)  # (S, 1 + N), the policy's action first
+    best = score[:, 1:].argmax(1)
+    chosen = candidates.take_along_dim(best[:, None, None], 1)
+    advantage = (q.mean(1)[:, 1:].gather(1, best[:, None]) - q.mean(1)[:, :1])[:, 0]
+    distance = (chosen - action).square().sum((1, 2)).sqrt()
+    return chosen, {"candidates/q_advantage": advantage, "candidates/distance": distance}
+
+
+def select_action(agent: Agent, obs: Tensor, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+    """The action to execute while training: obs (S, 1, O) -> (S, 1, A)."""
+    action = best_action(agent, obs)
+    if args.num_candidates == 0:
+        return action, {}
+    noise = torch.randn(action.shape[0], args.num_candidates, action.shape[2], device=action.device)
+    return optimistic_action(agent, obs, action, noise, args)
+
+
+def best_action(agent: Agent, obs: Tensor) -> Tensor:
+    """The deterministic action that evaluations execute, D'(s, f(s)), clipped: obs (S, B, O) -> (S, B, A)."""
+    return agent.target_decoder(obs, agent.actor(obs)).clamp(-1, 1)
+
+
+def target_policy_q(agent: Agent, obs: Tensor, noise: Tensor | float, subset: Tensor) -> Tensor:
+    """min_M Q'_e(s, D'(s, f'(s) + noise)), (S, B); subset (S, M) numbers the critics of M."""
+    q = agent.target_critic(obs, agent.target_decoder(obs, agent.target_actor(obs) + noise))
+    return q.take_along_dim(subset[:, :, None], 1).amin(1)
+
+
+def value_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, noise: Tensor, subset: Tensor):
+    """Regression to the target policy's Q; returns its sum over seeds, (metrics, value (S, B))."""
+    noise = (LATENT_NOISE * noise).clamp(-LATENT_NOISE_CLIP, LATENT_NOISE_CLIP)
+    target = target_policy_q(agent, batch.obs, noise, subset).clamp(agent.value_min, agent.value_max)
+    value = functional_call(agent.value, params, (batch.obs,))
+    loss = (value - target).square().mean(1)  # (S,)
+    return loss.sum(), ({"loss/value": loss, "q/value": value.mean(1)}, value)
+
+
+def critic_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, args: Args):
+    """Bellman error towards V(s'); returns its sum over seeds, (metrics, q (S, E, B))."""
+    target_q = agent.reward_scale * batch.reward + args.gamma * (1 - batch.terminated) * agent.value(batch.next_obs)
+    q = functional_call(agent.critic, params, (batch.obs, batch.action))  # (S, E, B)
+    loss = (q - target_q[:, None]).square().mean(2).sum(1)  # (S,)
+    metrics = {"loss/critic": loss, "q/data": q.mean((1, 2)), "q/target": target_q.mean(1)}
+    return loss.sum(), (metrics, q)
+
+
+def vae_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, noise: Tensor, advantage: Tensor, args: Args):
+    """Weighted bound on the likelihood of the batch's actions, in units of their std; returns its sum and metrics."""
+    decoded, mean, log_std = functional_call(agent.vae, params, (batch.obs, batch.action, noise))
+    error = ((batch.action - decoded) / agent.vae.decoder.std).square().sum(2)  # (S, B)
+    kl = (0.5 * (mean.square() + (2 * log_std).exp() - 1) - log_std).sum(2)
+    positive = advantage > 0
+    weight = torch.where(positive, ADVANTAGE_WEIGHT, 1 - ADVANTAGE_WEIGHT)
+    loss = (weight * (error + args.kl_weight * kl)).mean(1)  # (S,)
+    metrics = {"loss/vae": loss, "vae/error": error.mean(1), "vae/kl": kl.mean(1)}
+    return loss.sum(), metrics | {"weight/positive_share": positive.float().mean(1)}
+
+
+def actor_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, args: Args, data_q: Tensor):
+    """-mean_e Q of the decoded latent, Q-filtered; data_q (S, B): min_e Q of the batch's actions."""
+    action = agent.target_decoder(batch.obs, functional_call(agent.actor, params, (batch.obs,)))
+    every_q = agent.critic(batch.obs, action)  # (S, E, B)
+    keep, filter_metrics = q_filter(data_q if args.q_filter_actions == "data" else every_q.detach().amin(1), args)
+    loss = -(keep * every_q.mean(1)).sum(1) / keep.sum(1).clamp(min=1e-6)  # (S,)
+    return loss.sum(), {"loss/actor": loss, "q/policy": every_q.amin(1).mean(1), **filter_metrics}
+
+
+def update(agent: Agent, batch: Batch, args: Args, policy_turn: bool) -> dict[str, Tensor]:
+    """One update of critics and value, and of decoder and policy on their turn, in place. Metrics are (S,) each."""
+    noise = torch.randn(2, *batch.reward.shape, 2 * batch.action.shape[2], device=batch.action.device)
+    subset = torch.rand(len(batch.obs), agent.critic.num_critics, device=noise.device).topk(args.subset_size).indices
+    params = dict(agent.critic.named_parameters())
+    grads, (_, (metrics, q)) = grad_and_value(critic_loss, has_aux=True)(params, agent, batch, args)
+    agent.critic_adam.step(grads.values(), args.critic_lr)
+    params = dict(agent.value.named_parameters())
+    grads, (_, (found, value)) = grad_and_value(value_loss, has_aux=True)(params, agent, batch, noise[0], subset)
+    agent.value_adam.step(grads.values(), args.critic_lr)
+    torch._foreach_lerp_(list(agent.target_critic.parameters()), list(agent.critic.parameters()), args.tau)
+    metrics |= found
+    if not policy_turn:
+        return metrics
+
+    next_q = target_policy_q(agent, batch.next_obs, 0.0, subset)
+    advantage = agent.reward_scale * batch.reward + args.gamma * (1 - batch.terminated) * next_q - value
+    params = dict(agent.vae.named_parameters())
+    grads, (_, vae_metrics) = grad_and_value(vae_loss, has_aux=True)(params, agent, batch, noise[1], advantage, args)
+    agent.vae_adam.step(grads.values(), args.actor_lr)
+    params = dict(agent.actor.named_parameters())
+    grads, (_, actor_metrics) = grad_and_value(actor_loss, has_aux=True)(params, agent, batch, args, q.amin(1))
+    agent.actor_adam.step(grads.values(), args.actor_lr)
+    torch._foreach_lerp_(list(agent.target_decoder.parameters()), list(agent.vae.decoder.parameters()), args.tau)
+    torch._foreach_lerp_(list(agent.target_actor.parameters()), list(agent.actor.parameters()), args.tau)
+    return metrics | vae_metrics | actor_metrics
+
+
+# ---- plumbing: the same text in every script ----
+
+SCRIPT = Path(__file__).stem
+BUNDLED = Path(__file__).resolve().parent / "datasets"
+DEFAULT_DATASETS = {"Hopper": "hopper/medium-replay-v0"}  # what --dataset is when it is not given
+D4RL_SCORES = {  # undiscounted returns of a random and of an expert policy (Fu et al. 2020, arXiv 2004.07219)
+    "HalfCheetah": (-280.178953, 12135.0),
+    "Hopper": (-20.272305, 3234.3),
+    "Walker2d": (1.629008, 4592.3),
+    "Ant": (-325.6, 3879.7),
+}
+COMPILE_PAYS = 5_000  # updates: on a CPU core compilation costs half a minute and saves about 10 ms an update
+LIMITS = {  # of arguments, both ends included; all others must be above 0
+    **dict.fromkeys(("offline_steps", "online_steps", "warmup_steps", "num_candidates", "candidate_std"), (0, 1e12)),
+    **dict.fromkeys(("offline_ratio", "offline_ratio_end", "q_filter_weight", "gamma", "tau"), (0, 1)),
+    **dict.fromkeys(("cql_alpha", "cql_alpha_end", "bc_alpha", "bc_alpha_end", "alpha"), (0, 1e12)),
+    **dict.fromkeys(("target_noise", "exploration_noise"), (0, 1e12)),
+    **dict.fromkeys(("optimism", "q_filter_value"), (-1e9, 1e9)),
+    "q_filter_percentile": (0, math.nextafter(100, 0)),
+    **dict.fromkeys(("expectile", "expectile_end"), (0.5, math.nextafter(1, 0))),
+    "epsilon": (1e-12, math.inf),
+    "dual_init": (1e-3, 1e6),
+    "seed": (0, 2**31),
+}
+TAG_NAMES = {  # in a run's name, where the option's own is long
+    **{"offline_steps": "offline", "online_steps": "online", "offline_ratio": "ratio", "replay": ""},
+    **{"q_filter_percentile": "qf", "num_candidates": "n"},
+}
+UNTAGGED = (  # they change nothing that is learned, or stand elsewhere in the name
+    *("env", "seed", "num_seeds", "device", "compile", "runs_dir", "overwrite", "dataset", "save_dataset"),
+    *("checkpoint", "eval_every", "eval_episodes"),
+)
+# What a checkpoint decides.
+NETWORK_ARGS = "num_critics", "hidden_dim", "layer_norm", "network", "normalize_obs", "normalize_reward"
+ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
+
+
+class StackedLinear(nn.Module):
+    """Independent linear layers side by side: (stack, B, in) -> (stack, B, out).
+
+    `generators` holds one CPU generator a seed, and each seed owns `copies` neighbouring layers, so
+    a seed's initial weights do not depend on the seeds beside it. PyTorch's default initialisation.
+    """
+
+    def __init__(self, generators: list[torch.Generator], copies: int, in_dim: int, out_dim: int):
+        super().__init__()
+        bound = 1 / math.sqrt(in_dim)
+
+        def uniform(*shape: int) -> nn.Parameter:
+            draws = [torch.empty(copies, *shape).uniform_(-bound, bound, generator=g) for g in generators]
+            return nn.Parameter(torch.cat(draws))
+
+        self.weight = uniform(in_dim, out_dim)
+        self.bias = uniform(1, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.shape[2] == 1:  # a matrix with one column: multiply and sum is the faster kernel
+            return (x * self.weight.mT).sum(2, keepdim=True) + self.bias
+        return torch.bmm(x, self.weight) + self.bias  # baddbmm would first copy the bias to the output
+
+
+class MLP(nn.Module):
+    """Two hidden ReLU layers, with LayerNorm (no scale, no shift) before each ReLU if asked."""
+
+    def __init__(self, generators, copies, in_dim, hidden_dim, out_dim, layer_norm):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            StackedLinear(generators, copies, i, o)
+            for i, o in ((in_dim, hidden_dim), (hidden_dim, hidden_dim), (hidden_dim, out_dim))
+        )
+        self.layer_norm = layer_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = layer(x)
+            x = F.relu(F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
+        return self.layers[-1](x)
+
+
+class Adam(nn.Module):
+    """Adam (Kingma & Ba 2015, algorithm 1) in place on `params`, equal to torch.optim.Adam's step.
+
+    A module, so that its moments live in the agent's state_dict; a few foreach kernels, so that it
+    compiles into the same graph as the losses. float32 only (torch 2.13 loses a compiled float64 `t`).
+    """
+
+    def __init__(self, params: Iterable[Tensor]):
+        super().__init__()
+        self.params = list(params)
+        self.m = nn.ParameterList(torch.zeros_like(p) for p in self.params)
+        self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params)
+        self.register_buffer("t", torch.zeros(()))
+
+    def step(self, grads: Iterable[Tensor], lr: float) -> None:
+        grads, m, v = list(grads), list(self.m), list(self.v)
+        self.t.add_(1)
+        torch._foreach_lerp_(m, grads, 1 - ADAM_BETA1)
+        torch._foreach_mul_(v, ADAM_BETA2)
+        torch._foreach_addcmul_(v, grads, grads, 1 - ADAM_BETA2)
+        denominator = torch._foreach_sqrt(v)
+        torch._foreach_div_(denominator, (1 - ADAM_BETA2**self.t).sqrt())
+        torch._foreach_add_(denominator, ADAM_EPS)
+        delta = torch._foreach_div(m, denominator)
+        torch._foreach_mul_(delta, -lr / (1 - ADAM_BETA1**self.t))
+        torch._foreach_add_(self.params, delta)
+
+
+def set_scales(agent: Agent, action: np.ndarray, reward: np.ndarray, gamma: float) -> None:
+    """Scales of decoded actions and of rewards, and bounds of V, from the data's action (rows, A) and reward."""
+    for decoder in (agent.vae.decoder, agent.target_decoder):
+        decoder.mean[:], decoder.std[:] = torch.from_numpy(action.mean(0)), torch.from_numpy(action.std(0) + 1e-3)
+    scale = 1 / np.abs(reward).max()
+    agent.reward_scale.fill_(scale)
+    agent.value_min.fill_(scale * reward.min() / (1 - gamma))
+    agent.value_max.fill_(scale * reward.max() / (1 - gamma))
+
+
+def fail(message: str) -> NoReturn:
+    """Bad input: one line on stderr, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
+    """(observation size, lowest action, highest action) of --env; ends with one line if an argument is off."""
+    for field in fields(args):
+        value, (low, high) = getattr(args, field.name), LIMITS.get(field.name, (1e-12, 1e12))
+        if isinstance(value, int | float) and not isinstance(value, bool) and not low <= value <= high:
+            open_end = float(f"{high:.4g}") > high
+            rule = "above 0" if low == 1e-12 else f"in [{low}, {high:.4g}{')' if open_end else ']'}"
+            fail(f"--{field.name.replace('_', '-')} {value}: must be {rule}")
+    steps = {name: getattr(args, name) for name in ("offline_steps", "online_steps") if hasattr(args, name)}
+    if not any(steps.values()):
+        fail(f"--{list(steps)[-1].replace('_', '-')} 0: there is nothing to do")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda: there is no CUDA device here; use --device cpu or auto")
+    try:
+        env = make_env(args.env)
+    except (gym.error.Error, ImportError) as error:
+        fail(f"--env {args.env}: Gymnasium cannot make it ({str(error).strip().splitlines()[0]})")
+    args.env = "".join([*args.env.rpartition(":")[:2], env.spec.id])  # "module:Id-v0" imports the module first
+    obs, action = env.observation_space, env.unwrapped.action_space
+    if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1 or env.spec.max_episode_steps is None:
+        fail(f"--env {args.env}: must have vector observations (a one-dimensional Box, not {obs}) and a step limit")
+    if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1 or not action.is_bounded():
+        fail(f"--env {args.env}: actions must be bounded vectors (a one-dimensional Box), not {action}")
+    return obs.shape[0], action.low, action.high
+
+
+def check_replay(args: Args, has_data: bool) -> str:
+    """The replay strategy: --replay, or what --offline-ratio and the presence of offline data imply."""
+    replay = args.replay or ("ratio" if args.offline_ratio is not None else "append" if has_data else "online")
+    if replay == "online" and args.dataset and not getattr(args, "offline_steps", 0):
+        fail(f"--dataset {args.dataset}: --replay online uses no logged data")
+    if replay != "ratio" and args.offline_ratio is not None:
+        fail(f"--offline-ratio {args.offline_ratio}: needs --replay ratio, not {replay}")
+    if replay != "ratio" and args.offline_ratio_end is not None:
+        fail(f"--offline-ratio-end {args.offline_ratio_end}: needs an --offline-ratio to start from")
+    return replay
+
+
+def make_env(env_id: str) -> gym.Env:
+    """One environment whose observations are vectors and whose actions are in [-1, 1]."""
+    with suppress(ImportError):  # without this, MuJoCo writes its warnings to MUJOCO_LOG.TXT where one works
+        import mujoco
+
+        mujoco.set_mju_user_warning(lambda message: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
+        env = gym.make(env_id, disable_env_checker=True)
+    if isinstance(env.observation_space, gym.spaces.Dict):  # an observation and its goal
+        env = gym.wrappers.FlattenObservation(env)
+    box = isinstance(env.action_space, gym.spaces.Box) and env.action_space.is_bounded()
+    return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)) if box else env
+
+
+def make_envs(env_id: str, count: int) -> gym.vector.VectorEnv:
+    """`count` environments: each in a process of its own on a many-core host, else one after the other."""
+    functions, mode = [lambda: make_env(env_id)] * count, gym.vector.AutoresetMode.SAME_STEP
+    if count > 1 and len(os.sched_getaffinity(0)) >= 8:
+        return gym.vector.AsyncVectorEnv(functions, autoreset_mode=mode)
+    return gym.vector.SyncVectorEnv(functions, autoreset_mode=mode)
+
+
+class Dataset(NamedTuple):
+    name: str  # short, for the run's folder
+    source: str  # what --dataset was
+    recorded_in: str | None  # environment id, where the file says so
+    rows: np.ndarray  # (rows, 2 O + A + 3) float32, columns as in Batch, actions in [-1, 1]
+    returns: np.ndarray  # (episodes,) undiscounted
+    dropped: int  # last transitions of episodes that have no next observation
+    scores: tuple[float, float] | None  # the file's own reference returns, random and expert
+    fingerprint: str  # of the rows
+
+
+def read_d4rl(path: Path) -> tuple[list[np.ndarray], dict]:
+    """Columns of Batch and metadata from flat D4RL arrays in HDF5 (`timeouts` are truncations).
+
+    Without `next_observations`, row i + 1 follows row i, but never across the end of an episode: the
+    last transition of a truncated episode is dropped, and the one before it becomes the last.
+    """
+    import h5py
+
+    with h5py.File(path) as file:
+        optional = [key for key in ("timeouts", "next_observations") if key in file]
+        missing = [key for key in ("observations", "actions", "rewards", "terminals") if key not in file]
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        data = {key: file[key][()] for key in ("observations", "actions", "rewards", "terminals", *optional)}
+    if len({len(value) for value in data.values()}) > 1 or data["terminals"].ndim != 1:
+        raise ValueError(f"its arrays do not match: { {key: value.shape for key, value in data.items()} }")
+    obs, terminated = data["observations"], data["terminals"].astype(bool)
+    truncated = data.get("timeouts", np.zeros(len(terminated))).astype(bool) & ~terminated
+    next_obs, drop = data.get("next_observations"), np.zeros(len(terminated), bool)
+    if next_obs is None:
+        next_obs, drop = np.concatenate([obs[1:], obs[-1:]]), truncated.copy()
+        next_obs = np.where(terminated[:, None], obs, next_obs)  # nothing follows a terminal; its value is masked
+        drop[-1:] |= ~terminated[-1:]
+        truncated[:-1] |= drop[1:] & ~terminated[:-1]
+    columns = [obs, data["actions"], data["rewards"], next_obs, terminated, truncated]
+    return [column[~drop] for column in columns], {"dropped": int(drop.sum())}
+
+
+def flatten_obs(space: gym.Space, obs: np.ndarray | dict) -> np.ndarray:
+    """Observations of an episode; those of a Dict (T, ...) as vectors (T, O), like gym.wrappers.FlattenObservation."""
+    if not isinstance(space, gym.spaces.Dict):
+        return obs
+    parts = [flatten_obs(part, obs[key]) for key, part in space.spaces.items()]
+    return np.concatenate([part.reshape(len(part), -1) for part in parts], 1)
+
+
+def read_minari(path: Path) -> tuple[list[np.ndarray], dict]:
+    """Columns of Batch and metadata from a Minari dataset folder (the one that holds data/)."""
+    from minari import MinariDataset
+
+    dataset = MinariDataset(path / "data")
+    columns = [[] for _ in Batch._fields]
+    for e in dataset.iterate_episodes():
+        obs = flatten_obs(dataset.observation_space, e.observations)
+        values = obs[:-1], e.actions, e.rewards, obs[1:], e.terminations, e.truncations
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+        columns[-1][-1] = np.append(e.truncations[:-1], not e.terminations[-1])  # an episode ends where it ends
+    recorded_in = dataset.env_spec.id if dataset.env_spec else None
+    return [np.concatenate(c) for c in columns], dataset.storage.metadata | {"recorded_in": recorded_in}
+
+
+def find_dataset(name: str) -> Path:
+    """The file or folder behind --dataset: a path, the local Minari cache, datasets/, or a download."""
+    import minari
+    from minari.storage import get_dataset_path
+
+    path = Path(name)
+    if path.is_file():
+        return path
+    for folder in (path, get_dataset_path(name), BUNDLED / name):
+        if (folder / "data" / "metadata.json").is_file():
+            return folder
+    roots = BUNDLED, get_dataset_path("")
+    there = {p.parents[1].relative_to(root).as_posix() for root in roots for p in root.glob("**/data/metadata.json")}
+    available = f"available here: {', '.join(sorted(there)) or 'none'}"
+    if not re.fullmatch(r"([\w-]+/)+[\w-]+-v\d+", name) or path.exists():
+        fail(f"--dataset {name}: no D4RL .hdf5 file and no Minari dataset; {available}")
+    print(f"{name} is not on this machine: asking Minari's hub (offline, that takes half a minute to fail)")
+    try:
+        minari.download_dataset(name)
+    except Exception as error:  # whatever the hub's client raises, the user needs the same line
+        fail(f"--dataset {name}: could not be downloaded ({type(error).__name__}); {available}")
+    return get_dataset_path(name)
+
+
+def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) -> Dataset:
+    """--dataset, or the environment's bundled one, after checking that it fits the environment."""
+    task = args.env.rpartition(":")[2].rsplit("-v", 1)[0]
+    name = args.dataset or DEFAULT_DATASETS.get(task)
+    if name is None:
+        fail(f"--dataset is needed: none is bundled for {args.env} (sac_scratch.py --save-dataset makes one)")
+    path = find_dataset(name)
+    try:
+        columns, metadata = (read_d4rl if path.is_file() else read_minari)(path)
+        with np.errstate(over="ignore"):
+            columns = [np.asarray(column, np.float32) for column in columns]
+    except Exception as error:  # whatever h5py or Minari raise on a damaged file, the user needs one line
+        fail(f"--dataset {name}: cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})")
+    obs, action, reward, next_obs, terminated, truncated = columns
+    if len(reward) == 0:
+        fail(f"--dataset {name}: empty")
+    if {c.shape[1:] for c in (obs, next_obs)} != {(obs_dim,)} or action.shape[1:] != low.shape or reward.ndim != 1:
+        fail(
+            f"--dataset {name}: its observations {obs.shape[1:]} and actions {action.shape[1:]} do not fit "
+            f"{args.env}, which has ({obs_dim},) and {low.shape}"
+        )
+    words = re.split("[^a-z0-9]+", path.name.lower()) if path.is_file() else []  # D4RL's files tell it by their name
+    named = [known for known in D4RL_SCORES if known.lower() in words]
+    recorded_in = metadata.get("recorded_in") or (named[0] if named and task not in named else None)
+    if recorded_in and recorded_in.rsplit("-v", 1)[0] != task:
+        fail(f"--dataset {name}: recorded in {recorded_in}, not in {args.env}")
+    action = (action - (high + low) / 2) / ((high - low) / 2)  # exact where the bounds are -1 and 1
+    rows = np.concatenate([c.reshape(len(c), -1) for c in (obs, action, *columns[2:])], 1, dtype=np.float32)
+    if not np.isfinite(rows).all() or np.abs(action).max() > 1 + 1e-4:
+        fail(f"--dataset {name}: has values that are not finite, or actions outside the bounds of {args.env}")
+    starts = np.concatenate([[0], np.flatnonzero(terminated + truncated) + 1])
+    returns = np.add.reduceat(reward.astype(np.float64), starts[starts < len(rows)])
+    scores = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    fingerprint = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
+    path = path.resolve()
+    short = path.stem if path.is_file() else path.name.rsplit("-v", 1)[0]
+    short += "" if BUNDLED in path.parents else f"-{fingerprint[:4]}"  # two datasets of one name stay apart
+    scores = None if None in scores else scores
+    return Dataset(short, name, recorded_in, rows, returns, metadata.get("dropped", 0), scores, fingerprint)
+
+
+class ReplayTable:
+    """Every transition in one table on the device: the offline rows once, then one ring a seed.
+
+    A batch is one gather of row numbers (S, B), so the replay strategies differ only in how numbers
+    are drawn: "append" uniformly from offline rows and the seed's ring together, "online" from the
+    ring, "ratio" with the first share * B rows of a batch offline (RLPD's symmetric sampling at 0.5).
+    """
+
+    def __init__(self, offline: np.ndarray | None, seeds: int, shape: dict, capacity: int, replay: str, device):
+        self.sizes = [shape["obs_dim"], shape["action_dim"], 1, shape["obs_dim"], 1, 1]
+        self.num_offline = 0 if offline is None else len(offline)
+        self.seeds, self.capacity, self.replay = seeds, capacity, replay
+        self.rows = torch.zeros(self.num_offline + seeds * capacity, sum(self.sizes), device=device)
+        if self.num_offline:
+            self.rows[: self.num_offline] = torch.from_numpy(offline)
+        self.rings = self.rows[self.num_offline :].view(seeds, capacity, sum(self.sizes))
+        self.ring_start = self.num_offline + capacity * torch.arange(seeds, device=device)[:, None]
+        self.added = 0  # transitions a seed, the overwritten ones included
+        self.size = torch.zeros((), dtype=torch.int64, device=device)  # online rows a seed
+        self.offline_share = torch.zeros((), device=device)  # of a batch, for "ratio"
+
+    def add(self, obs, action, reward, next_obs, terminated, truncated) -> None:
+        """Stores one transition a seed; arrays (S, ...) as in Batch."""
+        columns = (obs, action, reward[:, None], next_obs, terminated[:, None], truncated[:, None])
+        row = torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32))
+        self.rings[:, self.added % self.capacity] = row.to(self.rows.device, non_blocking=True)
+        self.added += 1
+        self.size.fill_(min(self.added, self.capacity))
+
+    def draw(self, batch_size: int) -> Tensor:
+        """Row numbers (S, B) of a batch, drawn on the device."""
+        number = torch.randint(2**62, (self.seeds, batch_size), device=self.rows.device)
+        if self.replay == "append":
+            number = number % (self.num_offline + self.size)
+            return torch.where(number < self.num_offline, number, number - self.num_offline + self.ring_start)
+        online = number % self.size.clamp(min=1) + self.ring_start
+        if self.replay == "online":
+            return online
+        offline = torch.arange(batch_size, device=number.device) < (self.offline_share * batch_size).round()
+        return torch.where(offline, number % self.num_offline, online)
+
+    def online_share(self) -> float:
+        """Expected share of online rows in a batch."""
+        size = min(self.added, self.capacity)
+        in_all = {"append": size / max(self.num_offline + size, 1), "online": 1.0}
+        return in_all.get(self.replay, 1 - self.offline_share.item())
+
+    def sample(self, batch_size: int) -> Batch:
+        return self.batch(self.draw(batch_size))
+
+    def batch(self, numbers: Tensor) -> Batch:
+        columns = self.rows[numbers].split(self.sizes, 2)
+        obs, action, reward, next_obs, terminated, truncated = columns
+        return Batch(obs, action, reward[..., 0], next_obs, terminated[..., 0], truncated[..., 0])
+
+
+def capture(function: Callable[[], None]) -> Callable[[], None]:
+    """`function` as a CUDA graph, which costs the host one launch; warming up runs it a few times."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
+class Loop:
+    """A step that is run over and over, as fast as the device allows, with running means of its metrics.
+
+    `function(turn)` changes `agent` in place and returns metrics (S,); `turn` is true in every `period`-th call.
+    With `compiled`, torch.compile makes one graph of it; on CUDA `repeat` calls are one CUDA graph. Both run
+    it for real to warm up, so the agent and the random state are put back. Compiled code draws other random
+    numbers than eager code does.
+    """
+
+    def __init__(self, function: Callable[[bool], dict], agent: Agent, args: Args, compiled=False, repeat=1, period=1):
+        self.function, self.once, self.names, self.sums, self.counts = function, self.stack, {}, {}, Counter()
+        turns = [(call + 1) % period == 0 for call in range(math.lcm(period, repeat))]
+        patterns = [tuple(turns[i : i + repeat]) for i in range(0, len(turns), repeat)]
+        self.launches, self.order = {pattern: partial(self.run, pattern) for pattern in patterns}, cycle(patterns)
+        cuda, state = next(agent.parameters()).is_cuda, [tensor.clone() for tensor in agent.state_dict().values()]
+        random_state = torch.cuda.get_rng_state() if cuda else torch.get_rng_state()
+        try:
+            if compiled:
+                print("compiling the update, up to a minute ...", flush=True)
+                self.once = torch.compile(self.stack, fullgraph=True)
+                for launch in self.launches.values():
+                    launch()
+        except Exception as error:  # no compiler, or one that fails: slower, the same algorithm
+            print(
+                f"not compiled, running eagerly: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            )
+            self.once = self.stack
+        finally:
+            if cuda and args.compile != "off":
+                self.launches = {pattern: capture(launch) for pattern, launch in self.launches.items()}
+            for tensor, value in zip(agent.state_dict().values(), state, strict=True):
+                tensor.copy_(value)
+            torch.cuda.set_rng_state(random_state) if cuda else torch.set_rng_state(random_state)
+            for total in self.sums.values():
+                total.zero_()
+
+    def stack(self, turn: bool) -> tuple[list[str], Tensor]:
+        metrics = self.function(turn)
+        return list(metrics), torch.stack(list(metrics.values())) if metrics else torch.zeros(0)
+
+    def run(self, pattern: tuple[bool, ...]) -> None:
+        for turn in pattern:
+            self.names[turn], values = self.once(turn)
+            self.sums[turn] = values.clone() if turn not in self.sums else self.sums[turn].add_(values)
+
+    def __call__(self) -> None:
+        pattern = next(self.order)
+        self.launches[pattern]()
+        self.counts.update(pattern)
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Means (S,) of the metrics since the last call; waits for the device."""
+        sums, counts = {}, Counter()
+        for turn, total in self.sums.items():
+            for name, row in zip(self.names[turn], total.cpu().numpy(), strict=True):
+                sums[name] = sums.get(name, 0) + row
+                counts[name] += self.counts[turn]
+            total.zero_()
+        self.counts.clear()
+        return {name: sums[name] / counts[name] for name in sums if counts[name]}
+
+
+def update_loop(agent: Agent, table: ReplayTable, args: Args, total: int, repeat: int) -> Loop:
+    """`update` on fresh batches: draw, gather, losses, gradients, optimisers and targets in one step."""
+    pays = table.rows.is_cuda or total >= COMPILE_PAYS
+    compiled = args.compile == "on" or (args.compile == "auto" and pays)
+
+    def function(policy_turn: bool) -> dict[str, Tensor]:
+        return update(agent, table.sample(args.batch_size), args, policy_turn)
+
+    return Loop(function, agent, args, compiled, repeat, args.policy_delay)
+
+
+class Acting:
+    """`select_action` on the environments' observations (S, O), with running means of its metrics."""
+
+    def __init__(self, agent: Agent, shape: dict, args: Args, device: str):
+        self.obs = torch.zeros(args.num_seeds, 1, shape["obs_dim"], device=device)
+        self.action = torch.zeros(args.num_seeds, 1, shape["action_dim"], device=device)
+
+        def act(_: bool) -> dict[str, Tensor]:
+            action, metrics = select_action(agent, self.obs, args)
+            self.action.copy_(action)
+            return metrics
+
+        self.loop = Loop(act, agent, args)
+
+    def __call__(self, obs: np.ndarray) -> np.ndarray:
+        self.obs.copy_(torch.from_numpy(obs)[:, None])
+        self.loop()
+        return self.action[:, 0].cpu().numpy()
+
+
+def next_command(script: str, run: Run, args: Args) -> str:
+    """The command that continues from this run."""
+    names = [name for name in ("seed", "num_seeds", "gamma", "runs_dir") if getattr(args, name) != getattr(Args, name)]
+    options = "".join(f" --{name.replace('_', '-')} {getattr(args, name)}" for name in names)
+    return f"next: python {script} --env {args.env} --checkpoint {run.folder}{options}"
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """A reader sees the old file or the new one, never a part."""
+    part = path.with_name(path.name + ".part")
+    write(part)
+    with open(part, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def run_name(args: Args, dataset: Dataset | None, source: dict | None) -> str:
+    """<script>[-<dataset>][-from-<source>][-<option><value>...], of the options that are not at their default."""
+    parts = [SCRIPT, dataset and dataset.name]
+    if source:  # its name, without the dataset where that is told already
+        parts.append("from-" + (source["run"].replace(f"-{dataset.name}", "", 1) if dataset else source["run"]))
+    for field in fields(args):
+        value = getattr(args, field.name)
+        if field.name not in UNTAGGED and value != field.default:
+            name, text = TAG_NAMES.get(field.name, field.name.replace("_", "-")), str(value).removesuffix(".0")
+            text = text.removesuffix("000") + "k" if isinstance(value, int) and text.endswith("000") else text
+            parts.append({"True": name, "False": f"no-{name}"}.get(text, name + text))
+    return "-".join(part for part in parts if part)
+
+
+class Run:
+    """A run's folders, one a seed, and where the run stands (phase, gradient_step, env_step)."""
+
+    def __init__(self, args: Args, dataset: Dataset | None, source: dict | None):
+        self.args, self.started, self.device = args, time.time(), "cpu"
+        if args.device != "cpu" and torch.cuda.is_available():
+            self.device = "cuda"
+        self.seeds = [args.seed + i for i in range(args.num_seeds)]
+        self.phase, self.gradient_step, self.env_step = "offline", source["gradient_step"] if source else 0, 0
+        data = dataset._asdict() if dataset else source and source["dataset"]
+        self.scores = D4RL_SCORES.get(args.env.rsplit("-v", 1)[0]) or (data and data["scores"])
+        name = run_name(args, dataset, source)
+        self.folder = Path(args.runs_dir) / args.env / name
+        self.folders = [self.folder / f"seed{seed}" for seed in self.seeds]
+        existing = [str(folder) for folder in self.folders if folder.exists()]
+        if existing and not args.overwrite:
+            fail(f"--runs-dir {args.runs_dir}: {existing[0]} exists; --overwrite replaces it")
+        git = [shutil.which("git") or "true", "-C", str(BUNDLED.parent), "rev-parse", "HEAD"]
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+        versions = {name: version(name) for name in ("torch", "gymnasium", "mujoco", "minari", "numpy")}
+        hardware = torch.cuda.get_device_name() if self.device == "cuda" else f"{os.cpu_count()} CPU cores"
+        data = data and {k: v for k, v in data.items() if k not in ("rows", "returns")}
+        self.config = {"script": SCRIPT, "run": name, "algorithm": ALGORITHM, "env": args.env}
+        own = {key: value for key, value in asdict(args).items() if not (source and key in NETWORK_ARGS)}
+        options = {key: str(value) if value == math.inf else value for key, value in own.items()}
+        self.config |= {"args": options, "num_seeds": args.num_seeds, "dataset": data, "checkpoint": source}
+        self.config |= {key: getattr(args, key, 0) for key in ("offline_steps", "online_steps")}
+        self.config |= {"git_commit": commit, "versions": versions, "hardware": hardware}
+
+    def describe(self, dataset: Dataset | None) -> None:
+        """The start-up summary."""
+        seeds = f"seeds {self.seeds[0]} to {self.seeds[-1]}" if len(self.seeds) > 1 else f"seed {self.seeds[0]}"
+        print(f"{SCRIPT}: {self.args.env}, {seeds}, on {self.config['hardware']}")
+        if dataset:
+            quantiles = " / ".join(f"{q:.0f}" for q in np.quantile(dataset.returns, (0, 0.25, 0.5, 0.75, 1)))
+            print(
+                f"data: {dataset.source}, {len(dataset.rows):,} transitions, {len(dataset.returns):,} episodes, "
+                f"return min / quartiles / max {quantiles}"
+            )
+            if dataset.dropped:
+                print(f"data: {dataset.dropped} last transitions without a next observation were dropped")
+            if dataset.recorded_in not in (None, self.args.env):
+                print(f"data: recorded in {dataset.recorded_in}, another version than {self.args.env}")
+        if self.config["checkpoint"]:
+            print(f"start: {self.config['checkpoint']['path']}, after {self.gradient_step:,} updates")
+        print(f"writes: {self.folder}/seed*/ (eval.csv, metrics.csv, checkpoint.pt, TensorBoard events)")
+
+    @contextmanager
+    def recording(self, agent: Agent):
+        """Makes the folders; marks the run finished, or interrupted (Ctrl-C: with a checkpoint), or failed."""
+        for folder in self.folders:
+            try:
+                if folder.exists():
+                    shutil.rmtree(folder)
+                folder.mkdir(parents=True)
+            except OSError as error:
+                fail(f"--runs-dir {self.args.runs_dir}: {error.strerror} ({error.filename})")
+            header = "phase,gradient_step,env_step,episode,return,length,normalized_score,seconds\n"
+            (folder / "eval.csv").write_text(header)
+            (folder / "metrics.csv").write_text("phase,gradient_step,env_step,name,value\n")
+        self.set_status("running")
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and --help needs none
+
+        self.writers = [SummaryWriter(str(folder)) for folder in self.folders]
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.set_status("interrupted")
+            self.save(agent)
+            print(f"\ninterrupted at {self.phase} step {self.step()}; saved in {self.folder}")
+            raise SystemExit(130) from None
+        except BaseException:
+            self.set_status("failed")
+            raise
+        self.set_status("finished")
+        minutes = (time.time() - self.started) / 60
+        print(
+            f"finished in {minutes:.1f} min, last return {self.last.mean():.0f}; by seed {self.last.round().tolist()}"
+        )
+
+    def step(self) -> int:
+        """Steps of the phase: gradient updates offline, environment steps online."""
+        return self.env_step if self.phase == "online" else self.gradient_step
+
+    def check_finite(self, agent: Agent) -> None:
+        """Ends the run if a seed diverged; its last checkpoint, a good one, stays."""
+        finite = [p.unflatten(0, (len(self.seeds), -1)).flatten(1).isfinite().all(1) for p in agent.parameters()]
+        bad = [seed for seed, good in zip(self.seeds, torch.stack(finite).all(0).tolist(), strict=True) if not good]
+        if bad:
+            place = f"{self.phase} step {self.step()}; {self.folder} keeps the last good checkpoint"
+            raise SystemExit(f"error: seeds {bad} diverged (parameters that are not finite) before {place}")
+
+    def set_status(self, status: str) -> None:
+        for seed, folder in zip(self.seeds, self.folders, strict=True):
+            now = {"seed": seed, "status": status, "started": self.started, "seconds": time.time() - self.started}
+            text = json.dumps(self.config | now, indent=1)
+            write_atomically(folder / "config.json", lambda path, text=text: path.write_text(text))
+
+    def record(self, agent: Agent, evaluation: Evaluation, metrics: dict[str, np.ndarray]) -> None:
+        """One evaluation: a row an episode in eval.csv, a row a metric in metrics.csv, a checkpoint."""
+        where, seconds = [self.phase, self.gradient_step, self.env_step], round(time.time() - self.started, 1)
+        returns, lengths = evaluation.returns, evaluation.lengths
+        self.last = returns.mean(1)
+        metrics |= {"eval/first_q": evaluation.first_q, "eval/q_bias": evaluation.q_bias}
+        metrics["eval/return"] = returns.mean(1)
+        scores = np.full(returns.shape, "", dtype=object)
+        if self.scores:
+            scores = (100 * (returns - self.scores[0]) / (self.scores[1] - self.scores[0])).round(3)
+            metrics["eval/normalized_score"] = scores.mean(1)
+        for i, folder in enumerate(self.folders):
+            rows = zip(range(returns.shape[1]), returns[i].round(3), lengths[i], scores[i], strict=True)
+            with open(folder / "eval.csv", "a", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([*where, *row, seconds] for row in rows)
+            values = {name: float(value[i]) for name, value in metrics.items()}
+            with open(folder / "metrics.csv", "a", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([*where, *item] for item in values.items())
+            for name, value in values.items():
+                self.writers[i].add_scalar(f"{name}_{self.phase}", value, self.step())
+            self.writers[i].flush()
+        self.save(agent)
+
+    def save(self, agent: Agent) -> None:
+        """checkpoint.pt of every seed: a plain dict of tensors, numbers and strings."""
+        self.check_finite(agent)
+        state = {name: tensor.cpu() for name, tensor in agent.state_dict().items()}
+        facts = {key: self.config[key] for key in ("script", "run", "algorithm", "env", "args", "dataset")}
+        facts |= {"phase": self.phase, "gradient_step": self.gradient_step, "env_step": self.env_step}
+        for i, (seed, folder) in enumerate(zip(self.seeds, self.folders, strict=True)):
+            own = {n: (t.unflatten(0, (len(self.seeds), -1))[i] if t.dim() else t).clone() for n, t in state.items()}
+            checkpoint = {**facts, "seed": seed, "shape": agent.shape, "agent": own}
+            write_atomically(folder / "checkpoint.pt", lambda path, c=checkpoint: torch.save(c, path))
+
+
+class Evaluation(NamedTuple):
+    returns: np.ndarray  # (S, episodes) undiscounted
+    lengths: np.ndarray  # (S, episodes) steps
+    first_q: np.ndarray  # (S,) min_e Q(s0, best action), mean over episodes
+    q_bias: np.ndarray  # (S,) first_q minus the mean discounted return
+
+
+def evaluate(agent: Agent, envs: gym.vector.VectorEnv, run: Run, args: Args) -> Evaluation:
+    """Episodes of the deterministic policy, all at once, one an environment; draws nothing from torch.
+
+    Episodes are seeded by (seed, steps so far, episode), so each evaluation sees new starts, and a
+    finetuning's evaluation at step 0 repeats the last one of its pretraining.
+    """
+    run.check_finite(agent)
+    shape = (args.num_seeds, args.eval_episodes)
+    keys = [(seed, run.gradient_step, run.env_step, j) for seed in run.seeds for j in range(shape[1])]
+    obs, _ = envs.reset(seed=[int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys])
+    returns, discounted, lengths = np.zeros(shape).ravel(), np.zeros(shape).ravel(), np.zeros(shape, int).ravel()
+    running, discount, first_q = np.ones(len(keys), bool), 1.0, None
+    scale = float(getattr(agent, "reward_scale", 1))  # not every objective scales the rewards
+    while running.any():
+        device_obs = torch.as_tensor(obs, dtype=torch.float32, device=run.device).view(*shape, -1)
+        action = best_action(agent, device_obs)
+        if first_q is None:
+            first_q = agent.critic(device_obs, action).amin(1).cpu().numpy() / scale
+        obs, reward, terminated, truncated, _ = envs.step(action.flatten(0, 1).cpu().numpy())
+        returns += running * reward
+        discounted += running * discount * reward
+        lengths += running
+        discount *= args.gamma
+        running &= ~(terminated | truncated)
+    bias = (first_q - discounted.reshape(shape)).mean(1)
+    return Evaluation(returns.reshape(shape), lengths.reshape(shape), first_q.mean(1), bias)
+
+
+def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> dict[str, np.ndarray]:
+    """Q of the best and of random actions, drift from the reference policy; the training's random state stays."""
+    if table.added == 0 and table.replay != "append":
+        return {}
+    with torch.random.fork_rng():
+        torch.manual_seed(args.seed)
+        obs, action, *_ = table.sample(args.batch_size)
+        random_q = agent.critic(obs, 2 * torch.rand_like(action) - 1).mean((1, 2))
+    best = best_action(agent, obs)
+    drift = (best - best_action(reference, obs)).square().sum(2).mean(1)
+    found = {"q/random": random_q, "q/best": agent.critic(obs, best).amin(1).mean(1), "policy/drift": drift}
+    online_share = np.full(args.num_seeds, table.online_share())
+    return {name: value.cpu().numpy() for name, value in found.items()} | {"replay/online_share": online_share}
+
+
+PRETRAINING = {"sac": "offline_pretrain_sac.py", "td3": "td3_bc.py"}  # what writes a family's first checkpoints
+
+
+def find_checkpoints(args: Args) -> list[Path]:
+    """One checkpoint.pt a seed: of --checkpoint, or of the newest finished offline run of --env."""
+    folder = Path(args.checkpoint) if args.checkpoint else None
+    own = hasattr(args, "offline_steps")  # such a script continues what it pretrained itself
+    if folder is None:
+        found = []
+        for path in (Path(args.runs_dir) / args.env).glob("*/seed*/config.json"):
+            config = json.loads(path.read_text())
+            offline = config["offline_steps"] and not config["online_steps"]
+            fits = config["algorithm"] == ALGORITHM and (config["script"] == SCRIPT or not own)
+            if offline and fits and config["status"] == "finished":
+                found.append((config["started"] + config["seconds"], path.parents[1]))
+        if not found:
+            script = f"{SCRIPT}.py" if own else PRETRAINING[ALGORITHM]
+            fail(
+                f"--checkpoint is missing: {args.runs_dir}/{args.env} has no finished offline run of the "
+                f"{ALGORITHM} family; python {script} --env {args.env} makes one"
+            )
+        folder = max(found)[1]
+    for file in (folder, folder / "checkpoint.pt"):
+        if file.is_file():
+            return [file] * args.num_seeds
+    wanted = [folder / f"seed{args.seed + i}" / "checkpoint.pt" for i in range(args.num_seeds)]
+    there = sorted(folder.glob("seed*/checkpoint.pt"))
+    if len(there) == 1:
+        return there * args.num_seeds
+    missing = [path for path in wanted if path not in there]
+    if missing:
+        fail(f"--checkpoint {folder}: {missing[0]} does not exist (seeds there: {len(there)})")
+    return wanted
+
+
+def load_checkpoints(args: Args, obs_dim: int, action_dim: int) -> tuple[Agent, dict]:
+    """The stacked agent of --checkpoint, and where it came from; ends with one line if it does not fit."""
+    paths, checkpoints = find_checkpoints(args), []
+    for path in paths:
+        try:  # weights_only: a file that carries code is refused, not run
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            facts = {key: checkpoint[key] for key in ("algorithm", "env", "shape", "gradient_step", "run", "dataset")}
+            gamma, state = checkpoint["args"]["gamma"], checkpoint["agent"]
+        except Exception as error:  # whatever torch.load raises on a damaged or foreign file
+            fail(f"--checkpoint {path}: is no checkpoint of these scripts ({type(error).__name__})")
+        wanted = {"algorithm": ALGORITHM, "env": args.env, "gamma": args.gamma, "obs_dim": obs_dim}
+        wanted["action_dim"] = action_dim
+        has = {**facts, "gamma": gamma, **facts["shape"]}
+        for key, value in wanted.items():
+            if has.get(key) != value:
+                fail(f"--checkpoint {path}: its {key} is {has.get(key)}, here it is {value}")
+        if checkpoints and facts != checkpoints[0][0]:
+            fail(f"--checkpoint {path}: differs from {paths[0]} in network, steps, run or dataset")
+        checkpoints.append((facts, state))
+    facts = checkpoints[0][0]
+    agent = Agent([args.seed + i for i in range(args.num_seeds)], **facts["shape"])
+    try:
+        states = [state for _, state in checkpoints]
+        stacked = {n: torch.cat([s[n] for s in states]) if t.dim() else t for n, t in states[0].items()}
+        agent.load_state_dict({n: stacked[n] for n in agent.state_dict()})  # not what only the last objective needs
+    except (RuntimeError, KeyError, AttributeError, TypeError) as error:
+        fail(f"--checkpoint {paths[0]}: its tensors do not fit (of {facts['run']}: {str(error).splitlines()[0]})")
+    return agent, {**facts, "path": str(paths[0])}
+
+
+INSTEAD = {  # what picks optimistic actions with another family's checkpoint
+    "sac": "online_finetune_sac.py",
+    "td3": "td3_c.py",
+    "iql": "iql.py --offline-steps 0 --online-steps 20000",
+    "awac": "awac.py --offline-steps 0 --online-steps 20000",
+}
+
+
+def refuse_other_families(args: Args) -> None:
+    """Ends with one line that names what does what was meant, if --checkpoint is not LAPO's."""
+    path = find_checkpoints(args)[0]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        script, family = checkpoint["script"], checkpoint["algorithm"]
+    except Exception:  # load_checkpoints says what is wrong with the file
+        return
+    if script == "cql_sac":
+        fail(
+            f"--checkpoint {path}: CQL trained its critics to rate unseen actions low, so they cannot tell which "
+            f"one is worth trying (O3F, section 5); python online_finetune_sac.py --checkpoint {path} finetunes it"
+        )
+    if family in INSTEAD:
+        command = f"python {INSTEAD[family]} --num-candidates {args.num_candidates} --checkpoint {path}"
+        fail(f"--checkpoint {path}: is {script}.py's, not this script's; {command} picks optimistic actions with it")
+
+
+def check_network(args: Args) -> None:
+    """Ends with one line if a network is asked for that the checkpoint decides."""
+    for field in fields(args):
+        if field.name in NETWORK_ARGS and getattr(args, field.name) != field.default:
+            fail(f"--{field.name.replace('_', '-')} {getattr(args, field.name)}: the checkpoint decides that")
+
+
+def train_offline(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None:
+    """Gradient updates on the offline rows, with evaluations in between."""
+    run.phase = "offline"
+    eval_envs = make_envs(args.env, args.num_seeds * args.eval_episodes)
+    unroll = math.gcd(10, args.eval_every, args.offline_steps) if table.rows.is_cuda else 1
+    updates = update_loop(agent, table, args, args.offline_steps, unroll)
+    reference = copy.deepcopy(agent)
+    progress = tqdm(total=args.offline_steps, unit=" updates", desc="offline", mininterval=1)
+    for step in range(0, args.offline_steps + 1, unroll):
+        run.gradient_step = step
+        if step % args.eval_every == 0 or step == args.offline_steps:
+            evaluation = evaluate(agent, eval_envs, run, args)
+            run.record(agent, evaluation, updates.read() | diagnose(agent, reference, table, args))
+            progress.set_postfix_str(f"return {evaluation.returns.mean():.0f}")
+        if step < args.offline_steps:
+            updates()
+            progress.update(unroll)
+    progress.close()
+    eval_envs.close()
+
+
+def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None:
+    """Act, launch the update, step the environments while the device works, store; evaluate in between."""
+    pretrained, run.phase = run.gradient_step > 0, "online"
+    envs, eval_envs = make_envs(args.env, args.num_seeds), make_envs(args.env, args.num_seeds * args.eval_episodes)
+    updates = update_loop(agent, table, args, args.online_steps * args.updates_per_step, args.updates_per_step)
+    acting, reference = Acting(agent, agent.shape, args, run.device), copy.deepcopy(agent)
+    rng = np.random.default_rng(args.seed)
+    share = 0.5 if args.offline_ratio is None else args.offline_ratio
+    share_end = share if args.offline_ratio_end is None else args.offline_ratio_end
+    table.offline_share.fill_(share)
+    anneal = getattr(args, "anneal", "none")  # not every objective has a coefficient to anneal
+    if anneal == "abrupt":
+        agent.annealed.fill_(1)
+    obs, _ = envs.reset(seed=run.seeds)
+    running, ended = np.zeros(args.num_seeds), [[] for _ in run.seeds]  # returns of the training episodes
+    progress = tqdm(total=args.online_steps, unit=" steps", desc="online", mininterval=1)
+    for step in range(args.online_steps + 1):
+        run.env_step = step
+        if step % args.eval_every == 0 or step == args.online_steps:
+            evaluation = evaluate(agent, eval_envs, run, args)
+            metrics = updates.read() | acting.loop.read() | diagnose(agent, reference, table, args)
+            if all(ended):
+                metrics["collect/return"], ended = np.array([np.mean(e) for e in ended]), [[] for _ in run.seeds]
+            run.record(agent, evaluation, metrics)
+            progress.set_postfix_str(f"return {evaluation.returns.mean():.0f}")
+        if step == args.online_steps:
+            break
+        if step < args.warmup_steps and not pretrained:
+            action = rng.uniform(-1, 1, (args.num_seeds, table.sizes[1])).astype(np.float32)
+        else:
+            action = acting(obs)
+        if step >= args.warmup_steps and (table.replay == "append" or table.added >= args.batch_size):
+            if share != share_end:
+                table.offline_share.fill_(share + (share_end - share) * step / args.online_steps)
+            if anneal == "linear":
+                agent.annealed.fill_(step / args.online_steps)
+            updates()
+            run.gradient_step += args.updates_per_step
+        next_obs, reward, terminated, truncated, info = envs.step(action)
+        final_obs, running = next_obs.copy(), running + reward
+        for i in np.flatnonzero(terminated | truncated):
+            final_obs[i] = info["final_obs"][i]
+            ended[i].append(running[i])
+            running[i] = 0
+        table.add(obs, action, reward, final_obs, terminated, truncated)
+        obs = next_obs
+        progress.update()
+    progress.close()
+    envs.close()
+    eval_envs.close()
+
+
+def main(args: Args) -> None:
+    # Checks
+    obs_dim, low, high = check_args(args)
+    if args.checkpoint and args.offline_steps:
+        fail(f"--checkpoint {args.checkpoint}: is continued online; say --offline-steps 0 and --online-steps")
+    if args.updates_per_step % args.policy_updates_per_step:
+        options = f"--policy-updates-per-step {args.policy_updates_per_step}"
+        fail(f"{options}: must divide --updates-per-step {args.updates_per_step}")
+    agent, source = None, None
+    if args.offline_steps == 0:
+        check_network(args)
+        refuse_other_families(args)
+        agent, source = load_checkpoints(args, obs_dim, len(low))
+    num_critics = agent.critic.num_critics if agent else args.num_critics
+    if args.subset_size > num_critics:
+        fail(f"--subset-size {args.subset_size}: there are {num_critics} critics (--num-critics)")
+    trained_on = source and source["dataset"]
+    replay = check_replay(args, has_data=bool(args.offline_steps or args.dataset or trained_on))
+    args.dataset = args.dataset or (trained_on and trained_on["source"])
+    dataset = load_dataset(args, obs_dim, low, high) if args.offline_steps or replay != "online" else None
+    if args.offline_steps and not dataset.rows[:, obs_dim + len(low)].any():
+        fail(f"--dataset {dataset.source}: all its rewards are 0")
+    run = Run(args, dataset, source)
+
+    # Agent and replay
+    run.describe(dataset)
+    torch.manual_seed(args.seed)
+    torch.set_float32_matmul_precision("high")  # TF32 on CUDA
+    if agent is None:
+        agent = Agent(run.seeds, obs_dim, len(low), args.hidden_dim, args.num_critics, args.layer_norm)
+        _, action, reward, _ = np.split(dataset.rows, [obs_dim, obs_dim + len(low), obs_dim + len(low) + 1], 1)
+        set_scales(agent, action, reward, args.gamma)
+    agent = agent.to(run.device)
+    capacity = min(args.replay_capacity, args.online_steps)
+    table = ReplayTable(dataset and dataset.rows, args.num_seeds, agent.shape, capacity, "append", run.device)
+
+    # Training
+    with run.recording(agent):
+        if args.offline_steps:
+            train_offline(agent, table, run, args)
+        if args.online_steps:
+            table.replay = replay
+            args.policy_delay = args.updates_per_step // args.policy_updates_per_step
+            train_online(agent, table, run, args)
+    if args.online_steps:
+        print(f"next: python plot_curves.py {args.runs_dir}")
+    else:
+        print(next_command("o3f_select.py --offline-steps 0 --online-steps 20000", run, args))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__.split("\n\n")[0]))
