@@ -3,7 +3,8 @@
 An ordinary actor-critic whose policy never climbs Q by itself: it imitates the buffer's actions, the better ones
 with more weight. That keeps it near the data without a model of who acted, so nothing changes at the switch.
 
-Papers: AWAC, Nair et al. 2020 (arXiv 2006.09359); O3F, for the candidates and the annealing (its figure 3).
+Papers: AWAC, Nair et al. 2020 (arXiv 2006.09359); O3F, "Fine-tuning offline policies with optimistic action
+selection", for the candidates and the annealing (figure 3: --awac-lambda-end 0.1 --anneal abrupt or linear).
 
 Objective
     critic  L(phi) = sum_e mean_B (Q_e(s, a) - y)^2                              critic_loss, AWAC's Bellman error
@@ -14,13 +15,14 @@ Objective
             w = 1, but --q-filter-weight where Q is under the threshold          q_filter
     acting  a ~ pi(s), or the best of N draws from N(a, sigma^2) by mean_e Q + omega std_e Q      select_action, O3F
 
-The paper's weights, exp(A / lambda) / Z(s), leave out Z(s). softmax, the authors' code, puts one Z in its place, the
-batch's mean: the weights' mean is 1 however Q is scaled or off by a constant, and the step size with it, but how
-greedy they are depends on the batch. exp compares rows with V(s) alone, whatever else is in the batch, but needs
-the clipping, and its mean wanders with the scale of the rewards. weight/effective_share tells how few rows count.
+The paper derives weights exp(A / lambda) / Z(s) and drops Z(s). softmax, as in the authors' code, divides by the
+batch's mean instead: every batch weighs the same, even where V(s) is off by a constant, but a row's weight depends on
+the rows beside it. exp compares a row with its own V(s) only, but must be clipped, and batches with low A count for
+little. weight/effective_share is the share of rows that count.
 
 Symbols and shapes: S seeds, E critics, B batch, O observation, A action, N candidates. The seed axis
 comes first everywhere: obs (S, B, O), action (S, B, A) in [-1, 1], reward and A (S, B), Q (S, E, B).
+A prime marks the target network; sigma is --candidate-std, omega --optimism.
 
 Reads   --dataset (Minari or D4RL; by default the bundled one), with --offline-steps 0 a checkpoint of its own.
 Writes  runs/<env>/awac-<dataset>[-<tag>]/seed<k>/: config.json, eval.csv (a row an episode; return is
@@ -29,9 +31,10 @@ Writes  runs/<env>/awac-<dataset>[-<tag>]/seed<k>/: config.json, eval.csv (a row
 
 Differs from iql.py: Q of the policy's own actions stands in the target and for V(s); rewards are as they come.
 
-Deviations: 2x256 networks (the authors' policy has 4x256), batches of 256 (1,024: softmax is less greedy in small
-ones), no weight decay, no updates of the critics alone first; log standard deviations in [-5, 2] (theirs in
-[-6, 0]). The policy's mean is a tanh, its draws are clipped, their density is not.
+Deviations: 2x256 networks (the authors' MuJoCo policy has 4x256); batches of 256 (1,024: softmax is less greedy in
+small ones); no weight decay (1e-4 on the policy); lambda 1 (their MuJoCo script: 2). The standard deviation starts
+at 1, its logarithm clamped to [-5, 2]; theirs starts at 0.05, by a sigmoid in [-6, 0], so our first few thousand
+updates bootstrap from broad noise. Draws are clipped before the critics see them; the density is not.
 
 Run, one minute on a CPU core (return about RETURN):
     python awac.py --offline-steps 2000 --eval-every 1000
@@ -77,7 +80,7 @@ from tqdm import tqdm
 
 ALGORITHM = "awac"  # the family of checkpoints that fit each other
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # CleanRL's range for the policy's log standard deviation
-MAX_WEIGHT = 100.0  # of a row in the policy's loss, as in IQL's code
+MAX_WEIGHT = 100.0  # of a row in the policy's loss, as in the code of IQL and of CORL's AWAC
 
 
 @dataclass
@@ -130,7 +133,7 @@ class Args:
     # advantage-weighted actor-critic
     awac_lambda: float = 1.0  # temperature of the policy's weights, in units of discounted return
     awac_lambda_end: float | None = None  # what --anneal brings --awac-lambda to
-    awac_weights: Literal["softmax", "exp"] = "softmax"  # normalised over the batch, or clipped exponentials
+    awac_weights: Literal["softmax", "exp"] = "softmax"  # normalised over the batch, or exponentials clipped at 100
     # annealing
     anneal: Literal["none", "abrupt", "linear"] = "none"
     """how a coefficient gets to its _end online: at the first step, or linearly over the online steps"""
@@ -166,7 +169,7 @@ class Critic(nn.Module):
 class ClippedGaussianActor(nn.Module):
     """Gaussian around a tanh, draws clipped to [-1, 1]: obs (S, B, O) -> mean (S, B, A), log_std (S, 1, A).
 
-    One standard deviation for all states, as in the code of IQL and AWAC; it starts at 1.
+    One standard deviation for all states, as in the code of IQL and AWAC; it starts at 1, as IQL's does.
     """
 
     def __init__(self, generators, obs_dim, action_dim, hidden_dim):
@@ -275,16 +278,16 @@ def actor_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, data_q: Te
         weight = exponent.shape[1] * exponent.softmax(1)
     else:
         weight = exponent.exp().clamp(max=MAX_WEIGHT)
-
     keep, filter_metrics = q_filter(data_q if args.q_filter_actions == "data" else policy_q, args)
     loss = -(keep * weight * log_prob(mean, log_std, batch.action)).sum(1) / keep.sum(1).clamp(min=1e-6)  # (S,)
     metrics = {"loss/actor": loss, "q/policy": policy_q.mean(1), "policy/std": log_std.exp().mean((1, 2))}
-    return loss.sum(), metrics | weight_metrics(weight) | filter_metrics
+    return loss.sum(), metrics | weight_metrics(keep * weight) | filter_metrics
 
 
 def weight_metrics(weight: Tensor) -> dict[str, Tensor]:
     """Mean of the rows' weights (S, B), and the share of rows that they amount to: (sum w)^2 / (B sum w^2)."""
-    effective = weight.sum(1).square() / weight.square().sum(1).clamp(min=1e-12) / weight.shape[1]
+    share = weight / weight.sum(1, keepdim=True).clamp(min=1e-30)
+    effective = 1 / (weight.shape[1] * share.square().sum(1)).clamp(min=1)
     return {"weight/mean": weight.mean(1), "weight/effective_share": effective}
 
 
@@ -325,7 +328,7 @@ LIMITS = {  # of arguments, both ends included; all others must be above 0
     **dict.fromkeys(("offline_steps", "online_steps", "warmup_steps", "num_candidates", "candidate_std"), (0, 1e12)),
     **dict.fromkeys(("offline_ratio", "offline_ratio_end", "q_filter_weight", "gamma", "tau"), (0, 1)),
     **dict.fromkeys(("cql_alpha", "cql_alpha_end", "bc_alpha", "bc_alpha_end", "alpha"), (0, 1e12)),
-    **dict.fromkeys(("target_noise", "exploration_noise"), (0, 1e12)),
+    **dict.fromkeys(("target_noise", "exploration_noise", "beta"), (0, 1e12)),
     **dict.fromkeys(("optimism", "q_filter_value"), (-1e9, 1e9)),
     "q_filter_percentile": (0, math.nextafter(100, 0)),
     **dict.fromkeys(("expectile", "expectile_end"), (0.5, math.nextafter(1, 0))),
@@ -343,6 +346,8 @@ UNTAGGED = (  # they change nothing that is learned, or stand elsewhere in the n
 )
 # What a checkpoint decides.
 NETWORK_ARGS = "num_critics", "hidden_dim", "layer_norm", "network", "normalize_obs", "normalize_reward"
+OTHER_PHASE_ARGS = "gamma", "offline_steps", "online_steps"  # a checkpoint decides it, or each phase has its own
+OBJECTIVE_ARGS = [f.name for f in fields(Args) if f.name not in (*UNTAGGED, *NETWORK_ARGS, *OTHER_PHASE_ARGS)]
 ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
 
 
@@ -402,7 +407,7 @@ class Adam(nn.Module):
         self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params)
         self.register_buffer("t", torch.zeros(()))
 
-    def step(self, grads: Iterable[Tensor], lr: float) -> None:
+    def step(self, grads: Iterable[Tensor], lr: float | Tensor) -> None:
         grads, m, v = list(grads), list(self.m), list(self.v)
         self.t.add_(1)
         torch._foreach_lerp_(m, grads, 1 - ADAM_BETA1)
@@ -427,7 +432,7 @@ def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
     for field in fields(args):
         value, (low, high) = getattr(args, field.name), LIMITS.get(field.name, (1e-12, 1e12))
         if isinstance(value, int | float) and not isinstance(value, bool) and not low <= value <= high:
-            open_end = float(f"{high:.4g}") > high
+            open_end = float(f"{high:.4g}") > high  # a limit one step under a round number
             rule = "above 0" if low == 1e-12 else f"in [{low}, {high:.4g}{')' if open_end else ']'}"
             fail(f"--{field.name.replace('_', '-')} {value}: must be {rule}")
     steps = {name: getattr(args, name) for name in ("offline_steps", "online_steps") if hasattr(args, name)}
@@ -847,10 +852,19 @@ class Acting:
         return np.nan_to_num(self.action[:, 0].cpu().numpy())  # of a seed that diverged
 
 
+def as_option(name: str, value: object) -> str:
+    """An argument as one types it."""
+    option = name.replace("_", "-")
+    return f"--{option} {value}" if not isinstance(value, bool) else f"--{option}" if value else f"--no-{option}"
+
+
 def next_command(script: str, run: Run, args: Args) -> str:
-    """The command that continues from this run."""
-    names = [name for name in ("seed", "num_seeds", "gamma", "runs_dir") if getattr(args, name) != getattr(Args, name)]
-    options = "".join(f" --{name.replace('_', '-')} {getattr(args, name)}" for name in names)
+    """The command that continues from this run, its objective included where the same script goes on."""
+    own = [name for name in OBJECTIVE_ARGS if script.startswith(SCRIPT)]
+    names = [
+        name for name in ("seed", "num_seeds", "gamma", "runs_dir", *own) if getattr(args, name) != getattr(Args, name)
+    ]
+    options = "".join(f" {as_option(name, getattr(args, name))}" for name in names)
     return f"next: python {script} --env {args.env} --checkpoint {run.folder}{options}"
 
 
@@ -1147,7 +1161,7 @@ class Run:
 class Evaluation(NamedTuple):
     returns: np.ndarray  # (S, episodes) undiscounted
     lengths: np.ndarray  # (S, episodes) steps
-    first_q: np.ndarray  # (S,) min_e Q(s0, best action), mean over episodes
+    first_q: np.ndarray  # (S,) min_e Q(s0, best action), mean over episodes, in the environment's units
     q_bias: np.ndarray  # (S,) first_q minus the mean discounted return
 
 
@@ -1180,7 +1194,7 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, run: Run, args: Args) -> 
 
 
 def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> dict[str, np.ndarray]:
-    """Q of the best and of random actions, drift from the reference policy; the training's random state stays."""
+    """Q of the policy's best action (minimum over critics) and of random ones (mean), drift from the reference."""
     if table.added == 0 and table.replay != "append":
         return {}
     with torch.random.fork_rng():
@@ -1260,14 +1274,23 @@ def load_checkpoints(args: Args, obs_dim: int, action_dim: int, saved: dict | No
         agent.load_state_dict({n: stacked[n] for n in agent.state_dict()})  # not what only the last objective needs
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
         fail(f"--checkpoint {paths[0]}: its tensors do not fit (of {facts['run']}: {str(error).splitlines()[0]})")
+    if checkpoint.get("script") == SCRIPT:
+        before = {name: value for name, value in checkpoint["args"].items() if name in OBJECTIVE_ARGS}
+        here = {name: getattr(args, name) for name in before}
+        lost = [as_option(n, v) for n, v in before.items() if v != here[n] and here[n] == getattr(Args, n)]
+        if lost:
+            print(
+                f"note: pretrained with {' '.join(lost)}; a checkpoint does not pass that on, say it again to keep it"
+            )
     return agent, {**facts, "path": str(paths[0])}
 
 
 def check_network(args: Args) -> None:
     """Ends with one line if a network is asked for that the checkpoint decides."""
     for field in fields(args):
-        if field.name in NETWORK_ARGS and getattr(args, field.name) != field.default:
-            fail(f"--{field.name.replace('_', '-')} {getattr(args, field.name)}: the checkpoint decides that")
+        value = getattr(args, field.name)
+        if field.name in NETWORK_ARGS and value != field.default:
+            fail(f"{as_option(field.name, value)}: the checkpoint decides that")
 
 
 def train_offline(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None:

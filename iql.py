@@ -1,9 +1,10 @@
-"""Implicit Q-learning, offline and online with the same objective; with --num-candidates, O3F on IQL.
+"""Implicit Q-learning, offline and online with the same objective; --num-candidates adds O3F's optimistic actions.
 
-Training never asks for Q of an action that the data do not hold: V(s) is a high expectile of Q over the data's
-actions, Q learns from the next state's V, and the policy imitates the data's actions, the better ones more.
+The losses of V and Q never ask for Q of an action that the data do not hold: V(s) is a high expectile of Q over the
+data's actions, Q learns from the next state's V, and the policy imitates the data's actions, the better ones more.
 
-Papers: IQL, Kostrikov et al. 2021 (arXiv 2110.06169); O3F, for the candidates and the annealing (its figure 3).
+Papers: IQL, Kostrikov et al. 2021 (arXiv 2110.06169); O3F, "Fine-tuning offline policies with optimistic action
+selection", for the candidates and the annealing (figure 3: --expectile-end 0.85 --anneal abrupt or linear).
 
 Objective
     value   L(psi) = mean_B |tau - 1(u < 0)| u^2,  u = min_e Q'_e(s, a) - V(s)       value_loss, IQL eq. (5)
@@ -14,17 +15,20 @@ Objective
     acting  a ~ pi(s), or the best of N draws from N(a, sigma^2) by mean_e Q + omega std_e Q      select_action, O3F
 
 Symbols and shapes: S seeds, E critics, B batch, O observation, A action, N candidates. The seed axis comes first
-everywhere: obs (S, B, O), action (S, B, A) in [-1, 1], reward, V, u (S, B), Q (S, E, B). tau is --expectile.
+everywhere: obs (S, B, O), action (S, B, A) in [-1, 1], reward, V, u (S, B), Q (S, E, B). A prime marks the target;
+tau is --expectile here, sigma --candidate-std, omega --optimism. V shares --critic-lr and --layer-norm with Q.
 
 Reads   --dataset (Minari or D4RL; by default the bundled one), with --offline-steps 0 a checkpoint of its own.
 Writes  runs/<env>/iql-<dataset>[-<tag>]/seed<k>/: config.json, eval.csv (a row an episode; return is undiscounted,
-        in the environment's units), metrics.csv (Q and V in units of c r, but eval/ in the environment's), TensorBoard
-        events, checkpoint.pt, which this script continues from with --offline-steps 0; it holds c for online rows.
+        in the environment's units), metrics.csv (q/ and candidates/ in units of c r), TensorBoard events,
+        checkpoint.pt, which this script continues from with --offline-steps 0; it holds c, for online rows too.
 
 Differs from awac.py: a value network in place of Q of the policy's actions; the scale of the rewards.
 
-Deviations: the weights use V before its step of the same update (the authors': after it), which saves a forward
-pass. Online --actor-lr is constant from the first step on, as in their finetuning.
+Deviations: the weights use V before its step of the same update (the authors': after it), which saves a forward pass.
+The authors finetune without --cosine, pretraining included (--no-cosine); here --actor-lr falls to zero offline, over
+--offline-steps, and is at its full value again from the first online step on. Online rewards are scaled as the
+data's are; their code leaves those of MuJoCo as they come. PyTorch's default initialisation.
 
 Run, one minute on a CPU core (return about RETURN):
     python iql.py --offline-steps 2000 --eval-every 1000
@@ -71,7 +75,7 @@ from tqdm import tqdm
 
 ALGORITHM = "iql"  # the family of checkpoints that fit each other
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # CleanRL's range for the policy's log standard deviation
-MAX_WEIGHT = 100.0  # of a row in the policy's loss, as in IQL's code
+MAX_WEIGHT = 100.0  # of a row in the policy's loss, as in the code of IQL and of CORL's AWAC
 
 
 @dataclass
@@ -126,7 +130,7 @@ class Args:
     # implicit Q-learning
     expectile: float = 0.7  # of Q over the data's actions that V learns: 0.5 is the mean, 1 the best
     expectile_end: float | None = None  # what --anneal brings --expectile to
-    beta: float = 3.0  # inverse temperature of the policy's weights exp(beta * advantage)
+    beta: float = 3.0  # inverse temperature of the policy's weights exp(beta * advantage), of scaled rewards
     # annealing
     anneal: Literal["none", "abrupt", "linear"] = "none"
     """how a coefficient gets to its _end online: at the first step, or linearly over the online steps"""
@@ -173,7 +177,7 @@ class Value(nn.Module):
 class ClippedGaussianActor(nn.Module):
     """Gaussian around a tanh, draws clipped to [-1, 1]: obs (S, B, O) -> mean (S, B, A), log_std (S, 1, A).
 
-    One standard deviation for all states, as in the code of IQL and AWAC; it starts at 1.
+    One standard deviation for all states, as in the code of IQL and AWAC; it starts at 1, as IQL's does.
     """
 
     def __init__(self, generators, obs_dim, action_dim, hidden_dim):
@@ -283,22 +287,23 @@ def critic_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, args: Arg
     return loss.sum(), {"loss/critic": loss, "q/data": q.mean((1, 2)), "q/target": target_q.mean(1)}
 
 
-def actor_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, advantage: Tensor, args: Args, data_q: Tensor):
-    """Advantage-weighted regression, eq. (7), Q-filtered; advantage and data_q (S, B) are constants here."""
+def actor_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, advantage: Tensor, data_q: Tensor, args: Args):
+    """Advantage-weighted regression, eq. (7), Q-filtered; advantage and data_q (S, B): of the batch's actions."""
     mean, log_std = functional_call(agent.actor, params, (batch.obs,))
     weight = (args.beta * advantage).exp().clamp(max=MAX_WEIGHT)
-
+    filter_q = data_q
     if args.q_filter_actions == "policy":
-        data_q = agent.critic(batch.obs, mean.detach()).amin(1)
-    keep, filter_metrics = q_filter(data_q, args)
+        filter_q = agent.target_critic(batch.obs, mean.detach()).amin(1)
+    keep, filter_metrics = q_filter(filter_q / agent.reward_scale, args)  # --q-filter-value knows no c
     loss = -(keep * weight * log_prob(mean, log_std, batch.action)).sum(1) / keep.sum(1).clamp(min=1e-6)  # (S,)
     metrics = {"loss/actor": loss, "policy/std": log_std.exp().mean((1, 2))}
-    return loss.sum(), metrics | weight_metrics(weight) | filter_metrics
+    return loss.sum(), metrics | weight_metrics(keep * weight) | filter_metrics
 
 
 def weight_metrics(weight: Tensor) -> dict[str, Tensor]:
     """Mean of the rows' weights (S, B), and the share of rows that they amount to: (sum w)^2 / (B sum w^2)."""
-    effective = weight.sum(1).square() / weight.square().sum(1).clamp(min=1e-12) / weight.shape[1]
+    share = weight / weight.sum(1, keepdim=True).clamp(min=1e-30)
+    effective = 1 / (weight.shape[1] * share.square().sum(1)).clamp(min=1)
     return {"weight/mean": weight.mean(1), "weight/effective_share": effective}
 
 
@@ -327,7 +332,7 @@ def update(agent: Agent, batch: Batch, args: Args, policy_turn: bool) -> dict[st
         return metrics
 
     params = dict(agent.actor.named_parameters())
-    grads, (_, actor_metrics) = grad_and_value(actor_loss, has_aux=True)(params, agent, batch, advantage, args, data_q)
+    grads, (_, actor_metrics) = grad_and_value(actor_loss, has_aux=True)(params, agent, batch, advantage, data_q, args)
     agent.actor_adam.step(grads.values(), decayed_actor_lr(agent, args))
     return metrics | actor_metrics
 
@@ -348,7 +353,7 @@ LIMITS = {  # of arguments, both ends included; all others must be above 0
     **dict.fromkeys(("offline_steps", "online_steps", "warmup_steps", "num_candidates", "candidate_std"), (0, 1e12)),
     **dict.fromkeys(("offline_ratio", "offline_ratio_end", "q_filter_weight", "gamma", "tau"), (0, 1)),
     **dict.fromkeys(("cql_alpha", "cql_alpha_end", "bc_alpha", "bc_alpha_end", "alpha"), (0, 1e12)),
-    **dict.fromkeys(("target_noise", "exploration_noise"), (0, 1e12)),
+    **dict.fromkeys(("target_noise", "exploration_noise", "beta"), (0, 1e12)),
     **dict.fromkeys(("optimism", "q_filter_value"), (-1e9, 1e9)),
     "q_filter_percentile": (0, math.nextafter(100, 0)),
     **dict.fromkeys(("expectile", "expectile_end"), (0.5, math.nextafter(1, 0))),
@@ -366,6 +371,8 @@ UNTAGGED = (  # they change nothing that is learned, or stand elsewhere in the n
 )
 # What a checkpoint decides.
 NETWORK_ARGS = "num_critics", "hidden_dim", "layer_norm", "network", "normalize_obs", "normalize_reward"
+OTHER_PHASE_ARGS = "gamma", "offline_steps", "online_steps"  # a checkpoint decides it, or each phase has its own
+OBJECTIVE_ARGS = [f.name for f in fields(Args) if f.name not in (*UNTAGGED, *NETWORK_ARGS, *OTHER_PHASE_ARGS)]
 ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
 
 
@@ -425,7 +432,7 @@ class Adam(nn.Module):
         self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params)
         self.register_buffer("t", torch.zeros(()))
 
-    def step(self, grads: Iterable[Tensor], lr: float) -> None:
+    def step(self, grads: Iterable[Tensor], lr: float | Tensor) -> None:
         grads, m, v = list(grads), list(self.m), list(self.v)
         self.t.add_(1)
         torch._foreach_lerp_(m, grads, 1 - ADAM_BETA1)
@@ -450,7 +457,7 @@ def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
     for field in fields(args):
         value, (low, high) = getattr(args, field.name), LIMITS.get(field.name, (1e-12, 1e12))
         if isinstance(value, int | float) and not isinstance(value, bool) and not low <= value <= high:
-            open_end = float(f"{high:.4g}") > high
+            open_end = float(f"{high:.4g}") > high  # a limit one step under a round number
             rule = "above 0" if low == 1e-12 else f"in [{low}, {high:.4g}{')' if open_end else ']'}"
             fail(f"--{field.name.replace('_', '-')} {value}: must be {rule}")
     steps = {name: getattr(args, name) for name in ("offline_steps", "online_steps") if hasattr(args, name)}
@@ -870,10 +877,19 @@ class Acting:
         return np.nan_to_num(self.action[:, 0].cpu().numpy())  # of a seed that diverged
 
 
+def as_option(name: str, value: object) -> str:
+    """An argument as one types it."""
+    option = name.replace("_", "-")
+    return f"--{option} {value}" if not isinstance(value, bool) else f"--{option}" if value else f"--no-{option}"
+
+
 def next_command(script: str, run: Run, args: Args) -> str:
-    """The command that continues from this run."""
-    names = [name for name in ("seed", "num_seeds", "gamma", "runs_dir") if getattr(args, name) != getattr(Args, name)]
-    options = "".join(f" --{name.replace('_', '-')} {getattr(args, name)}" for name in names)
+    """The command that continues from this run, its objective included where the same script goes on."""
+    own = [name for name in OBJECTIVE_ARGS if script.startswith(SCRIPT)]
+    names = [
+        name for name in ("seed", "num_seeds", "gamma", "runs_dir", *own) if getattr(args, name) != getattr(Args, name)
+    ]
+    options = "".join(f" {as_option(name, getattr(args, name))}" for name in names)
     return f"next: python {script} --env {args.env} --checkpoint {run.folder}{options}"
 
 
@@ -1170,7 +1186,7 @@ class Run:
 class Evaluation(NamedTuple):
     returns: np.ndarray  # (S, episodes) undiscounted
     lengths: np.ndarray  # (S, episodes) steps
-    first_q: np.ndarray  # (S,) min_e Q(s0, best action), mean over episodes
+    first_q: np.ndarray  # (S,) min_e Q(s0, best action), mean over episodes, in the environment's units
     q_bias: np.ndarray  # (S,) first_q minus the mean discounted return
 
 
@@ -1203,7 +1219,7 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, run: Run, args: Args) -> 
 
 
 def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> dict[str, np.ndarray]:
-    """Q of the best and of random actions, drift from the reference policy; the training's random state stays."""
+    """Q of the policy's best action (minimum over critics) and of random ones (mean), drift from the reference."""
     if table.added == 0 and table.replay != "append":
         return {}
     with torch.random.fork_rng():
@@ -1283,14 +1299,23 @@ def load_checkpoints(args: Args, obs_dim: int, action_dim: int, saved: dict | No
         agent.load_state_dict({n: stacked[n] for n in agent.state_dict()})  # not what only the last objective needs
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
         fail(f"--checkpoint {paths[0]}: its tensors do not fit (of {facts['run']}: {str(error).splitlines()[0]})")
+    if checkpoint.get("script") == SCRIPT:
+        before = {name: value for name, value in checkpoint["args"].items() if name in OBJECTIVE_ARGS}
+        here = {name: getattr(args, name) for name in before}
+        lost = [as_option(n, v) for n, v in before.items() if v != here[n] and here[n] == getattr(Args, n)]
+        if lost:
+            print(
+                f"note: pretrained with {' '.join(lost)}; a checkpoint does not pass that on, say it again to keep it"
+            )
     return agent, {**facts, "path": str(paths[0])}
 
 
 def check_network(args: Args) -> None:
     """Ends with one line if a network is asked for that the checkpoint decides."""
     for field in fields(args):
-        if field.name in NETWORK_ARGS and getattr(args, field.name) != field.default:
-            fail(f"--{field.name.replace('_', '-')} {getattr(args, field.name)}: the checkpoint decides that")
+        value = getattr(args, field.name)
+        if field.name in NETWORK_ARGS and value != field.default:
+            fail(f"{as_option(field.name, value)}: the checkpoint decides that")
 
 
 def train_offline(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None:
@@ -1420,6 +1445,8 @@ def main(args: Args) -> None:
     replay = check_replay(args, has_data=bool(args.offline_steps or args.dataset or trained_on))
     args.dataset = args.dataset or (trained_on and trained_on["source"])
     dataset = load_dataset(args, obs_dim, low, high) if args.offline_steps or replay != "online" else None
+    if not (args.cosine or args.offline_steps):
+        fail("--no-cosine: without --offline-steps there is no schedule to leave out")
     if args.offline_steps and args.normalize_reward and not np.ptp(dataset.returns):
         fail(f"--normalize-reward: all episodes of {dataset.source} have one return; say --no-normalize-reward")
     run = Run(args, dataset, source, saved)
@@ -1433,6 +1460,7 @@ def main(args: Args) -> None:
         if args.normalize_reward:
             agent.reward_scale.fill_(1000 / np.ptp(dataset.returns))
     agent = agent.to(run.device)
+    print(f"rewards: times {agent.reward_scale.item():.3g} for the critics")
     capacity = min(args.replay_capacity, args.online_steps)
     table = ReplayTable(dataset and dataset.rows, args.num_seeds, agent.shape, capacity, "append", run.device)
 

@@ -332,9 +332,8 @@ def update(agent: Agent, batch: Batch, args: Args, policy_turn: bool) -> dict[st
     grads, (_, (found, value)) = grad_and_value(value_loss, has_aux=True)(params, agent, batch, noise[0], subset)
     agent.value_adam.step(grads.values(), args.critic_lr)
     torch._foreach_lerp_(list(agent.target_critic.parameters()), list(agent.critic.parameters()), args.tau)
-    metrics |= found
     if not policy_turn:
-        return metrics
+        return metrics | found
 
     next_q = target_policy_q(agent, batch.next_obs, 0.0, subset)
     advantage = agent.reward_scale * batch.reward + args.gamma * (1 - batch.terminated) * next_q - value
@@ -346,7 +345,7 @@ def update(agent: Agent, batch: Batch, args: Args, policy_turn: bool) -> dict[st
     agent.actor_adam.step(grads.values(), args.actor_lr)
     torch._foreach_lerp_(list(agent.target_decoder.parameters()), list(agent.vae.decoder.parameters()), args.tau)
     torch._foreach_lerp_(list(agent.target_actor.parameters()), list(agent.actor.parameters()), args.tau)
-    return metrics | vae_metrics | actor_metrics
+    return metrics | found | vae_metrics | actor_metrics
 
 
 # ---- plumbing: the same text in every script ----
@@ -365,7 +364,7 @@ LIMITS = {  # of arguments, both ends included; all others must be above 0
     **dict.fromkeys(("offline_steps", "online_steps", "warmup_steps", "num_candidates", "candidate_std"), (0, 1e12)),
     **dict.fromkeys(("offline_ratio", "offline_ratio_end", "q_filter_weight", "gamma", "tau"), (0, 1)),
     **dict.fromkeys(("cql_alpha", "cql_alpha_end", "bc_alpha", "bc_alpha_end", "alpha"), (0, 1e12)),
-    **dict.fromkeys(("target_noise", "exploration_noise"), (0, 1e12)),
+    **dict.fromkeys(("target_noise", "exploration_noise", "beta"), (0, 1e12)),
     **dict.fromkeys(("optimism", "q_filter_value"), (-1e9, 1e9)),
     "q_filter_percentile": (0, math.nextafter(100, 0)),
     **dict.fromkeys(("expectile", "expectile_end"), (0.5, math.nextafter(1, 0))),
@@ -383,6 +382,8 @@ UNTAGGED = (  # they change nothing that is learned, or stand elsewhere in the n
 )
 # What a checkpoint decides.
 NETWORK_ARGS = "num_critics", "hidden_dim", "layer_norm", "network", "normalize_obs", "normalize_reward"
+OTHER_PHASE_ARGS = "gamma", "offline_steps", "online_steps"  # a checkpoint decides it, or each phase has its own
+OBJECTIVE_ARGS = [f.name for f in fields(Args) if f.name not in (*UNTAGGED, *NETWORK_ARGS, *OTHER_PHASE_ARGS)]
 ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
 
 
@@ -442,7 +443,7 @@ class Adam(nn.Module):
         self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params)
         self.register_buffer("t", torch.zeros(()))
 
-    def step(self, grads: Iterable[Tensor], lr: float) -> None:
+    def step(self, grads: Iterable[Tensor], lr: float | Tensor) -> None:
         grads, m, v = list(grads), list(self.m), list(self.v)
         self.t.add_(1)
         torch._foreach_lerp_(m, grads, 1 - ADAM_BETA1)
@@ -477,7 +478,7 @@ def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
     for field in fields(args):
         value, (low, high) = getattr(args, field.name), LIMITS.get(field.name, (1e-12, 1e12))
         if isinstance(value, int | float) and not isinstance(value, bool) and not low <= value <= high:
-            open_end = float(f"{high:.4g}") > high
+            open_end = float(f"{high:.4g}") > high  # a limit one step under a round number
             rule = "above 0" if low == 1e-12 else f"in [{low}, {high:.4g}{')' if open_end else ']'}"
             fail(f"--{field.name.replace('_', '-')} {value}: must be {rule}")
     steps = {name: getattr(args, name) for name in ("offline_steps", "online_steps") if hasattr(args, name)}
@@ -879,10 +880,19 @@ class Acting:
         return np.nan_to_num(self.action[:, 0].cpu().numpy())  # of a seed that diverged
 
 
+def as_option(name: str, value: object) -> str:
+    """An argument as one types it."""
+    option = name.replace("_", "-")
+    return f"--{option} {value}" if not isinstance(value, bool) else f"--{option}" if value else f"--no-{option}"
+
+
 def next_command(script: str, run: Run, args: Args) -> str:
-    """The command that continues from this run."""
-    names = [name for name in ("seed", "num_seeds", "gamma", "runs_dir") if getattr(args, name) != getattr(Args, name)]
-    options = "".join(f" --{name.replace('_', '-')} {getattr(args, name)}" for name in names)
+    """The command that continues from this run, its objective included where the same script goes on."""
+    own = [name for name in OBJECTIVE_ARGS if script.startswith(SCRIPT)]
+    names = [
+        name for name in ("seed", "num_seeds", "gamma", "runs_dir", *own) if getattr(args, name) != getattr(Args, name)
+    ]
+    options = "".join(f" {as_option(name, getattr(args, name))}" for name in names)
     return f"next: python {script} --env {args.env} --checkpoint {run.folder}{options}"
 
 
@@ -1179,7 +1189,7 @@ class Run:
 class Evaluation(NamedTuple):
     returns: np.ndarray  # (S, episodes) undiscounted
     lengths: np.ndarray  # (S, episodes) steps
-    first_q: np.ndarray  # (S,) min_e Q(s0, best action), mean over episodes
+    first_q: np.ndarray  # (S,) min_e Q(s0, best action), mean over episodes, in the environment's units
     q_bias: np.ndarray  # (S,) first_q minus the mean discounted return
 
 
@@ -1212,7 +1222,7 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, run: Run, args: Args) -> 
 
 
 def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> dict[str, np.ndarray]:
-    """Q of the best and of random actions, drift from the reference policy; the training's random state stays."""
+    """Q of the policy's best action (minimum over critics) and of random ones (mean), drift from the reference."""
     if table.added == 0 and table.replay != "append":
         return {}
     with torch.random.fork_rng():
@@ -1292,6 +1302,14 @@ def load_checkpoints(args: Args, obs_dim: int, action_dim: int, saved: dict | No
         agent.load_state_dict({n: stacked[n] for n in agent.state_dict()})  # not what only the last objective needs
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
         fail(f"--checkpoint {paths[0]}: its tensors do not fit (of {facts['run']}: {str(error).splitlines()[0]})")
+    if checkpoint.get("script") == SCRIPT:
+        before = {name: value for name, value in checkpoint["args"].items() if name in OBJECTIVE_ARGS}
+        here = {name: getattr(args, name) for name in before}
+        lost = [as_option(n, v) for n, v in before.items() if v != here[n] and here[n] == getattr(Args, n)]
+        if lost:
+            print(
+                f"note: pretrained with {' '.join(lost)}; a checkpoint does not pass that on, say it again to keep it"
+            )
     return agent, {**facts, "path": str(paths[0])}
 
 
@@ -1326,8 +1344,9 @@ def refuse_other_families(args: Args) -> None:
 def check_network(args: Args) -> None:
     """Ends with one line if a network is asked for that the checkpoint decides."""
     for field in fields(args):
-        if field.name in NETWORK_ARGS and getattr(args, field.name) != field.default:
-            fail(f"--{field.name.replace('_', '-')} {getattr(args, field.name)}: the checkpoint decides that")
+        value = getattr(args, field.name)
+        if field.name in NETWORK_ARGS and value != field.default:
+            fail(f"{as_option(field.name, value)}: the checkpoint decides that")
 
 
 def train_offline(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None:

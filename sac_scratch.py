@@ -329,7 +329,7 @@ LIMITS = {  # of arguments, both ends included; all others must be above 0
     **dict.fromkeys(("offline_steps", "online_steps", "warmup_steps", "num_candidates", "candidate_std"), (0, 1e12)),
     **dict.fromkeys(("offline_ratio", "offline_ratio_end", "q_filter_weight", "gamma", "tau"), (0, 1)),
     **dict.fromkeys(("cql_alpha", "cql_alpha_end", "bc_alpha", "bc_alpha_end", "alpha"), (0, 1e12)),
-    **dict.fromkeys(("target_noise", "exploration_noise"), (0, 1e12)),
+    **dict.fromkeys(("target_noise", "exploration_noise", "beta"), (0, 1e12)),
     **dict.fromkeys(("optimism", "q_filter_value"), (-1e9, 1e9)),
     "q_filter_percentile": (0, math.nextafter(100, 0)),
     **dict.fromkeys(("expectile", "expectile_end"), (0.5, math.nextafter(1, 0))),
@@ -406,7 +406,7 @@ class Adam(nn.Module):
         self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params)
         self.register_buffer("t", torch.zeros(()))
 
-    def step(self, grads: Iterable[Tensor], lr: float) -> None:
+    def step(self, grads: Iterable[Tensor], lr: float | Tensor) -> None:
         grads, m, v = list(grads), list(self.m), list(self.v)
         self.t.add_(1)
         torch._foreach_lerp_(m, grads, 1 - ADAM_BETA1)
@@ -431,7 +431,7 @@ def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
     for field in fields(args):
         value, (low, high) = getattr(args, field.name), LIMITS.get(field.name, (1e-12, 1e12))
         if isinstance(value, int | float) and not isinstance(value, bool) and not low <= value <= high:
-            open_end = float(f"{high:.4g}") > high
+            open_end = float(f"{high:.4g}") > high  # a limit one step under a round number
             rule = "above 0" if low == 1e-12 else f"in [{low}, {high:.4g}{')' if open_end else ']'}"
             fail(f"--{field.name.replace('_', '-')} {value}: must be {rule}")
     steps = {name: getattr(args, name) for name in ("offline_steps", "online_steps") if hasattr(args, name)}
@@ -1126,7 +1126,7 @@ class Run:
 class Evaluation(NamedTuple):
     returns: np.ndarray  # (S, episodes) undiscounted
     lengths: np.ndarray  # (S, episodes) steps
-    first_q: np.ndarray  # (S,) min_e Q(s0, best action), mean over episodes
+    first_q: np.ndarray  # (S,) min_e Q(s0, best action), mean over episodes, in the environment's units
     q_bias: np.ndarray  # (S,) first_q minus the mean discounted return
 
 
@@ -1159,7 +1159,7 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, run: Run, args: Args) -> 
 
 
 def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> dict[str, np.ndarray]:
-    """Q of the best and of random actions, drift from the reference policy; the training's random state stays."""
+    """Q of the policy's best action (minimum over critics) and of random ones (mean), drift from the reference."""
     if table.added == 0 and table.replay != "append":
         return {}
     with torch.random.fork_rng():

@@ -364,7 +364,7 @@ LIMITS = {  # of arguments, both ends included; all others must be above 0
     **dict.fromkeys(("offline_steps", "online_steps", "warmup_steps", "num_candidates", "candidate_std"), (0, 1e12)),
     **dict.fromkeys(("offline_ratio", "offline_ratio_end", "q_filter_weight", "gamma", "tau"), (0, 1)),
     **dict.fromkeys(("cql_alpha", "cql_alpha_end", "bc_alpha", "bc_alpha_end", "alpha"), (0, 1e12)),
-    **dict.fromkeys(("target_noise", "exploration_noise"), (0, 1e12)),
+    **dict.fromkeys(("target_noise", "exploration_noise", "beta"), (0, 1e12)),
     **dict.fromkeys(("optimism", "q_filter_value"), (-1e9, 1e9)),
     "q_filter_percentile": (0, math.nextafter(100, 0)),
     **dict.fromkeys(("expectile", "expectile_end"), (0.5, math.nextafter(1, 0))),
@@ -382,6 +382,8 @@ UNTAGGED = (  # they change nothing that is learned, or stand elsewhere in the n
 )
 # What a checkpoint decides.
 NETWORK_ARGS = "num_critics", "hidden_dim", "layer_norm", "network", "normalize_obs", "normalize_reward"
+OTHER_PHASE_ARGS = "gamma", "offline_steps", "online_steps"  # a checkpoint decides it, or each phase has its own
+OBJECTIVE_ARGS = [f.name for f in fields(Args) if f.name not in (*UNTAGGED, *NETWORK_ARGS, *OTHER_PHASE_ARGS)]
 ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
 
 
@@ -423,7 +425,7 @@ class Adam(nn.Module):
         self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params)
         self.register_buffer("t", torch.zeros(()))
 
-    def step(self, grads: Iterable[Tensor], lr: float) -> None:
+    def step(self, grads: Iterable[Tensor], lr: float | Tensor) -> None:
         grads, m, v = list(grads), list(self.m), list(self.v)
         self.t.add_(1)
         torch._foreach_lerp_(m, grads, 1 - ADAM_BETA1)
@@ -448,7 +450,7 @@ def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
     for field in fields(args):
         value, (low, high) = getattr(args, field.name), LIMITS.get(field.name, (1e-12, 1e12))
         if isinstance(value, int | float) and not isinstance(value, bool) and not low <= value <= high:
-            open_end = float(f"{high:.4g}") > high
+            open_end = float(f"{high:.4g}") > high  # a limit one step under a round number
             rule = "above 0" if low == 1e-12 else f"in [{low}, {high:.4g}{')' if open_end else ']'}"
             fail(f"--{field.name.replace('_', '-')} {value}: must be {rule}")
     steps = {name: getattr(args, name) for name in ("offline_steps", "online_steps") if hasattr(args, name)}
@@ -850,6 +852,12 @@ class Acting:
         return np.nan_to_num(self.action[:, 0].cpu().numpy())  # of a seed that diverged
 
 
+def as_option(name: str, value: object) -> str:
+    """An argument as one types it."""
+    option = name.replace("_", "-")
+    return f"--{option} {value}" if not isinstance(value, bool) else f"--{option}" if value else f"--no-{option}"
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """A reader sees the old file or the new one, never a part."""
     part = path.with_name(path.name + ".part")
@@ -1143,7 +1151,7 @@ class Run:
 class Evaluation(NamedTuple):
     returns: np.ndarray  # (S, episodes) undiscounted
     lengths: np.ndarray  # (S, episodes) steps
-    first_q: np.ndarray  # (S,) min_e Q(s0, best action), mean over episodes
+    first_q: np.ndarray  # (S,) min_e Q(s0, best action), mean over episodes, in the environment's units
     q_bias: np.ndarray  # (S,) first_q minus the mean discounted return
 
 
@@ -1176,7 +1184,7 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, run: Run, args: Args) -> 
 
 
 def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> dict[str, np.ndarray]:
-    """Q of the best and of random actions, drift from the reference policy; the training's random state stays."""
+    """Q of the policy's best action (minimum over critics) and of random ones (mean), drift from the reference."""
     if table.added == 0 and table.replay != "append":
         return {}
     with torch.random.fork_rng():
@@ -1256,14 +1264,23 @@ def load_checkpoints(args: Args, obs_dim: int, action_dim: int, saved: dict | No
         agent.load_state_dict({n: stacked[n] for n in agent.state_dict()})  # not what only the last objective needs
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
         fail(f"--checkpoint {paths[0]}: its tensors do not fit (of {facts['run']}: {str(error).splitlines()[0]})")
+    if checkpoint.get("script") == SCRIPT:
+        before = {name: value for name, value in checkpoint["args"].items() if name in OBJECTIVE_ARGS}
+        here = {name: getattr(args, name) for name in before}
+        lost = [as_option(n, v) for n, v in before.items() if v != here[n] and here[n] == getattr(Args, n)]
+        if lost:
+            print(
+                f"note: pretrained with {' '.join(lost)}; a checkpoint does not pass that on, say it again to keep it"
+            )
     return agent, {**facts, "path": str(paths[0])}
 
 
 def check_network(args: Args) -> None:
     """Ends with one line if a network is asked for that the checkpoint decides."""
     for field in fields(args):
-        if field.name in NETWORK_ARGS and getattr(args, field.name) != field.default:
-            fail(f"--{field.name.replace('_', '-')} {getattr(args, field.name)}: the checkpoint decides that")
+        value = getattr(args, field.name)
+        if field.name in NETWORK_ARGS and value != field.default:
+            fail(f"{as_option(field.name, value)}: the checkpoint decides that")
 
 
 class Collector:
