@@ -560,17 +560,34 @@ class Replayable(gym.Wrapper):
 
 
 class EnvironmentFailed(RuntimeError):
-    """An environment raised; the message names its seed."""
+    """An environment raised, or its process ended; the message names its seed."""
+
+
+class Workers(gym.vector.AsyncVectorEnv):
+    """Each environment in a process of its own; if one ends, so do the others."""
+
+    def __init__(self, functions: list[Callable[[], gym.Env]], names: list[str]):
+        self.names = names
+        super().__init__(functions, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+
+    def step(self, actions: np.ndarray):
+        try:
+            return super().step(actions)
+        except (EOFError, ConnectionError):
+            gone = [name for name, process in zip(self.names, self.processes, strict=True) if not process.is_alive()]
+            for process in self.processes:
+                process.terminate()
+            self.closed = True
+            raise EnvironmentFailed(f"the process of {' and '.join(gone) or 'an environment'} ended") from None
 
 
 def make_envs(env_id: str, seeds: list[int], copies: int = 1) -> gym.vector.VectorEnv:
     """`copies` environments a seed: each in a process of its own on a many-core host, else one after the other."""
     names = [f"the environment of seed {seed}" for seed in seeds for _ in range(copies)]
     functions = [lambda name=name: Replayable(make_env(env_id), name) for name in names]
-    mode = gym.vector.AutoresetMode.SAME_STEP
     if len(functions) > 1 and len(os.sched_getaffinity(0)) >= 8:
-        return gym.vector.AsyncVectorEnv(functions, autoreset_mode=mode)
-    return gym.vector.SyncVectorEnv(functions, autoreset_mode=mode)
+        return Workers(functions, names)
+    return gym.vector.SyncVectorEnv(functions, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
 
 class Dataset(NamedTuple):
@@ -1028,8 +1045,8 @@ class Run:
 
     def stop(self, number: int, _) -> None:
         """Handles Ctrl-C and SIGTERM: the run ends at its next step, where its state can be saved; twice, at once."""
-        if os.getpid() != self.pid:
-            return  # a copy in the process of an environment
+        if os.getpid() != self.pid:  # in the process of an environment, which leaves Ctrl-C to the run
+            return None if number == signal.SIGINT else os._exit(1)
         if self.stopped:
             raise KeyboardInterrupt
         self.stopped = number
@@ -1057,6 +1074,7 @@ class Run:
             with suppress(OSError):
                 self.set_status("failed")
             place = f"{self.phase} step {self.step():,}"
+            print(file=sys.stderr)  # below the progress bar
             raise SystemExit(f"error: {error}, at {place}; what was saved before is kept ({again})") from None
         except BaseException:
             self.set_status("failed")
@@ -1167,10 +1185,8 @@ class Run:
         self.gradient_step, self.env_step = state["steps"]
         self.last, self.frozen, self.kept = np.array(state["last"]), state["frozen"], state["rows"]
         count = state["rows"] * table.rings[:, :1].numel()
-        rows = np.fromfile(self.folders[0] / "resume.rows", np.float32, count).reshape(
-            state["rows"], len(self.seeds), -1
-        )
-        for row in rows:
+        rows = np.fromfile(self.folders[0] / "resume.rows", np.float32, count)
+        for row in rows.reshape(state["rows"], len(self.seeds), sum(table.sizes)):
             obs, action, reward, next_obs, *ends = np.split(row, np.cumsum(table.sizes)[:-1], 1)
             table.add(obs, action, reward[:, 0], next_obs, *(end[:, 0] for end in ends))
         for loop, kept in zip(loops, state["loops"], strict=True):
@@ -1180,6 +1196,8 @@ class Run:
             torch.cuda.set_rng_state(state["random"][1])
         for name, size in state["logs"].items():
             os.truncate(self.folder / name, size)
+        for part in self.folder.glob("seed*/*.part"):
+            part.unlink()
         return state
 
 
