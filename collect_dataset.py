@@ -402,10 +402,14 @@ def mix_recipe(args: Args) -> Recipe:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """A reader sees the old file or the new one, never a part."""
     part = path.with_name(path.name + ".part")
-    write(part)
-    with open(part, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        write(part)
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def check_new_dataset(name: str, option: str = "--save-dataset") -> None:

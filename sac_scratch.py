@@ -45,12 +45,14 @@ from __future__ import annotations
 import copy
 import csv
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -61,7 +63,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib.metadata import version
-from itertools import cycle
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
@@ -90,6 +91,8 @@ class Args:
     compile: Literal["auto", "on", "off"] = "auto"  # compile the update; auto: on CUDA, and where a CPU gains by it
     runs_dir: str = "runs"  # results go to <runs-dir>/<env>/<script>[-<tag>]/seed<k>/
     overwrite: bool = False  # replace a run of the same settings
+    resume: str | None = None  # folder of a run that was cut (above its seeds): goes on with the run's own options
+    checkpoint_every: int = 10_000  # steps between saves of what --resume goes on from
     # data
     dataset: str | None = None
     """D4RL .hdf5 file, Minari folder or Minari id; looked up as a path, in the local Minari cache, in
@@ -326,7 +329,7 @@ LIMITS = {  # of arguments, both ends included; all others must be above 0
     **dict.fromkeys(("offline_steps", "online_steps", "warmup_steps", "num_candidates", "candidate_std"), (0, 1e12)),
     **dict.fromkeys(("offline_ratio", "offline_ratio_end", "q_filter_weight", "gamma", "tau"), (0, 1)),
     **dict.fromkeys(("cql_alpha", "cql_alpha_end", "bc_alpha", "bc_alpha_end", "alpha"), (0, 1e12)),
-    **dict.fromkeys(("target_noise", "exploration_noise"), (0, 1e12)),
+    **dict.fromkeys(("target_noise", "exploration_noise", "beta"), (0, 1e12)),
     **dict.fromkeys(("optimism", "q_filter_value"), (-1e9, 1e9)),
     "q_filter_percentile": (0, math.nextafter(100, 0)),
     **dict.fromkeys(("expectile", "expectile_end"), (0.5, math.nextafter(1, 0))),
@@ -340,7 +343,7 @@ TAG_NAMES = {  # in a run's name, where the option's own is long
 }
 UNTAGGED = (  # they change nothing that is learned, or stand elsewhere in the name
     *("env", "seed", "num_seeds", "device", "compile", "runs_dir", "overwrite", "dataset", "save_dataset"),
-    *("checkpoint", "eval_every", "eval_episodes"),
+    *("checkpoint", "eval_every", "eval_episodes", "resume", "checkpoint_every"),
 )
 # What a checkpoint decides.
 NETWORK_ARGS = "num_critics", "hidden_dim", "layer_norm", "network", "normalize_obs", "normalize_reward"
@@ -403,7 +406,7 @@ class Adam(nn.Module):
         self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params)
         self.register_buffer("t", torch.zeros(()))
 
-    def step(self, grads: Iterable[Tensor], lr: float) -> None:
+    def step(self, grads: Iterable[Tensor], lr: float | Tensor) -> None:
         grads, m, v = list(grads), list(self.m), list(self.v)
         self.t.add_(1)
         torch._foreach_lerp_(m, grads, 1 - ADAM_BETA1)
@@ -428,7 +431,7 @@ def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
     for field in fields(args):
         value, (low, high) = getattr(args, field.name), LIMITS.get(field.name, (1e-12, 1e12))
         if isinstance(value, int | float) and not isinstance(value, bool) and not low <= value <= high:
-            open_end = float(f"{high:.4g}") > high
+            open_end = float(f"{high:.4g}") > high  # a limit one step under a round number
             rule = "above 0" if low == 1e-12 else f"in [{low}, {high:.4g}{')' if open_end else ']'}"
             fail(f"--{field.name.replace('_', '-')} {value}: must be {rule}")
     steps = {name: getattr(args, name) for name in ("offline_steps", "online_steps") if hasattr(args, name)}
@@ -476,12 +479,71 @@ def make_env(env_id: str) -> gym.Env:
     return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)) if box else env
 
 
-def make_envs(env_id: str, count: int) -> gym.vector.VectorEnv:
-    """`count` environments: each in a process of its own on a many-core host, else one after the other."""
-    functions, mode = [lambda: make_env(env_id)] * count, gym.vector.AutoresetMode.SAME_STEP
-    if count > 1 and len(os.sched_getaffinity(0)) >= 8:
-        return gym.vector.AsyncVectorEnv(functions, autoreset_mode=mode)
-    return gym.vector.SyncVectorEnv(functions, autoreset_mode=mode)
+class Replayable(gym.Wrapper):
+    """Remembers how the running episode came about: its `episode`, when set, is played again.
+
+    That restores any environment which is deterministic given its random state, to the bit, wrappers included.
+    """
+
+    def __init__(self, env: gym.Env, name: str):
+        super().__init__(env)
+        self.name, self.start, self.actions = name, None, []
+
+    def reset(self, *, seed=None, options=None):
+        self.start, self.actions = self.np_random.bit_generator.state if seed is None else seed, []
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action):
+        self.actions.append(np.array(action))
+        try:
+            return super().step(action)
+        except Exception as error:
+            raise EnvironmentFailed(f"{self.name} failed ({type(error).__name__}: {error})") from error
+
+    @property
+    def episode(self) -> tuple[str, np.ndarray]:
+        """Seed or random state before the reset, as JSON, and the actions since (T, A)."""
+        return json.dumps(self.start), np.array(self.actions)
+
+    @episode.setter
+    def episode(self, episode: tuple[str, np.ndarray]) -> None:
+        start = json.loads(episode[0])
+        if isinstance(start, dict):
+            self.np_random.bit_generator.state = start
+        self.reset(seed=None if isinstance(start, dict) else start)
+        for action in episode[1]:
+            self.step(action)
+
+
+class EnvironmentFailed(RuntimeError):
+    """An environment raised, or its process ended; the message names its seed."""
+
+
+class Workers(gym.vector.AsyncVectorEnv):
+    """Each environment in a process of its own; if one ends, so do the others."""
+
+    def __init__(self, functions: list[Callable[[], gym.Env]], names: list[str]):
+        self.names = names
+        super().__init__(functions, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+
+    def step(self, actions: np.ndarray):
+        try:
+            return super().step(actions)
+        except (EOFError, ConnectionError):
+            gone = [name for name, process in zip(self.names, self.processes, strict=True) if not process.is_alive()]
+            for process in self.processes:
+                process.terminate()
+            self.closed = True
+            raise EnvironmentFailed(f"the process of {' and '.join(gone) or 'an environment'} ended") from None
+
+
+def make_envs(env_id: str, seeds: list[int], copies: int = 1) -> gym.vector.VectorEnv:
+    """`copies` environments a seed: each in a process of its own on a many-core host, else one after the other."""
+    names = [f"the environment of seed {seed}" for seed in seeds for _ in range(copies)]
+    functions = [lambda name=name: Replayable(make_env(env_id), name) for name in names]
+    if len(functions) > 1 and len(os.sched_getaffinity(0)) >= 8:
+        return Workers(functions, names)
+    return gym.vector.SyncVectorEnv(functions, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
 
 class Dataset(NamedTuple):
@@ -695,7 +757,8 @@ class Loop:
         self.function, self.once, self.names, self.sums, self.counts = function, self.stack, {}, {}, Counter()
         turns = [(call + 1) % period == 0 for call in range(math.lcm(period, repeat))]
         patterns = [tuple(turns[i : i + repeat]) for i in range(0, len(turns), repeat)]
-        self.launches, self.order = {pattern: partial(self.run, pattern) for pattern in patterns}, cycle(patterns)
+        self.launches, self.patterns = {pattern: partial(self.run, pattern) for pattern in patterns}, patterns
+        self.calls = 0
         cuda, state = next(agent.parameters()).is_cuda, [tensor.clone() for tensor in agent.state_dict().values()]
         random_state = torch.cuda.get_rng_state() if cuda else torch.get_rng_state()
         try:
@@ -728,9 +791,10 @@ class Loop:
             self.sums[turn] = values.clone() if turn not in self.sums else self.sums[turn].add_(values)
 
     def __call__(self) -> None:
-        pattern = next(self.order)
+        pattern = self.patterns[self.calls % len(self.patterns)]
         self.launches[pattern]()
         self.counts.update(pattern)
+        self.calls += 1
 
     def read(self) -> dict[str, np.ndarray]:
         """Means (S,) of the metrics since the last call; waits for the device."""
@@ -742,6 +806,17 @@ class Loop:
             total.zero_()
         self.counts.clear()
         return {name: sums[name] / counts[name] for name in sums if counts[name]}
+
+    def state(self) -> tuple:
+        return self.calls, dict(self.counts), self.names, self.sums
+
+    def restore(self, calls: int, counts: dict, names: dict, sums: dict[bool, Tensor]) -> None:
+        self.calls, self.counts, self.names = calls, Counter(counts), names
+        for turn, total in sums.items():
+            if turn in self.sums:
+                self.sums[turn].copy_(total)  # where a CUDA graph adds to it
+            else:
+                self.sums[turn] = total
 
 
 def update_loop(agent: Agent, table: ReplayTable, args: Args, total: int, repeat: int) -> Loop:
@@ -772,16 +847,62 @@ class Acting:
     def __call__(self, obs: np.ndarray) -> np.ndarray:
         self.obs.copy_(torch.from_numpy(obs)[:, None])
         self.loop()
-        return self.action[:, 0].cpu().numpy()
+        return np.nan_to_num(self.action[:, 0].cpu().numpy())  # of a seed that diverged
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """A reader sees the old file or the new one, never a part."""
     part = path.with_name(path.name + ".part")
-    write(part)
-    with open(part, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        write(part)
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def save_torch(state: dict, path: Path) -> None:
+    """torch.save, atomically; a full disk is an OSError, as for any other file."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, lambda part: part.write_bytes(buffer.getbuffer()))
+
+
+def append_rows(path: Path, rows: Iterable[list]) -> None:
+    """Adds lines to a CSV in one write: all of them or none."""
+    text, size = io.StringIO(), path.stat().st_size
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    data = text.getvalue().encode()
+    with open(path, "ab", buffering=0) as file:
+        if file.write(data) != len(data):
+            file.truncate(size)
+            raise OSError(f"no space left for {path}")
+
+
+def read_resume(args: Args) -> tuple[Args, dict | None]:
+    """The options and the state of the run that --resume names; ends with one line if it cannot go on."""
+    if args.resume is None:
+        return args, None
+    given = [
+        field.name for field in fields(args) if field.name != "resume" and getattr(args, field.name) != field.default
+    ]
+    if given:
+        fail(f"--{given[0].replace('_', '-')}: --resume goes on with the run's own options; leave it out")
+    folder = Path(args.resume)
+    files = [*folder.glob("resume.pt"), *sorted(folder.glob("seed*/resume.pt"))]
+    if len(files) != 1:
+        several = f"several runs were cut there; name one of {', '.join(str(file.parent) for file in files)}"
+        fail(f"--resume {folder}: {several if files else 'no resume.pt there: no run, or a finished one'}")
+    try:
+        state = torch.load(files[0], map_location="cpu", weights_only=True)
+        script, options = state["script"], {field.name: state["args"][field.name] for field in fields(args)}
+    except Exception as error:  # whatever torch.load raises on a damaged or foreign file
+        fail(f"--resume {files[0]}: is no state of this script's runs ({type(error).__name__})")
+    if script != SCRIPT:
+        fail(f"--resume {folder}: is a run of {script}.py")
+    return Args(**options), state | {"folder": files[0].parents[1]}
 
 
 def run_name(args: Args, dataset: Dataset | None, source: dict | None) -> str:
@@ -801,31 +922,34 @@ def run_name(args: Args, dataset: Dataset | None, source: dict | None) -> str:
 class Run:
     """A run's folders, one a seed, and where the run stands (phase, gradient_step, env_step)."""
 
-    def __init__(self, args: Args, dataset: Dataset | None, source: dict | None):
-        self.args, self.started, self.device = args, time.time(), "cpu"
+    def __init__(self, args: Args, dataset: Dataset | None, source: dict | None, saved: dict | None):
+        self.args, self.saved, self.device = args, saved, "cpu"
+        self.started = time.time() - (saved["seconds"] if saved else 0)
+        self.stopped, self.kept, self.frozen = 0, 0, {}  # signal, rows in resume.rows, where a seed diverged
         if args.device != "cpu" and torch.cuda.is_available():
             self.device = "cuda"
         self.seeds = [args.seed + i for i in range(args.num_seeds)]
         self.phase, self.gradient_step, self.env_step = "offline", source["gradient_step"] if source else 0, 0
         data = dataset._asdict() if dataset else source and source["dataset"]
         self.scores = D4RL_SCORES.get(args.env.rsplit("-v", 1)[0]) or (data and data["scores"])
-        name = run_name(args, dataset, source)
-        self.folder = Path(args.runs_dir) / args.env / name
+        self.folder = saved["folder"] if saved else Path(args.runs_dir) / args.env / run_name(args, dataset, source)
         self.folders = [self.folder / f"seed{seed}" for seed in self.seeds]
         existing = [str(folder) for folder in self.folders if folder.exists()]
-        if existing and not args.overwrite:
+        if existing and not args.overwrite and not saved:
             fail(f"--runs-dir {args.runs_dir}: {existing[0]} exists; --overwrite replaces it")
         git = [shutil.which("git") or "true", "-C", str(BUNDLED.parent), "rev-parse", "HEAD"]
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
         versions = {name: version(name) for name in ("torch", "gymnasium", "mujoco", "minari", "numpy")}
         hardware = torch.cuda.get_device_name() if self.device == "cuda" else f"{os.cpu_count()} CPU cores"
         data = data and {k: v for k, v in data.items() if k not in ("rows", "returns")}
-        self.config = {"script": SCRIPT, "run": name, "algorithm": ALGORITHM, "env": args.env}
+        self.config = {"script": SCRIPT, "run": self.folder.name, "algorithm": ALGORITHM, "env": args.env}
         own = {key: value for key, value in asdict(args).items() if not (source and key in NETWORK_ARGS)}
         options = {key: str(value) if value == math.inf else value for key, value in own.items()}
         self.config |= {"args": options, "num_seeds": args.num_seeds, "dataset": data, "checkpoint": source}
         self.config |= {key: getattr(args, key, 0) for key in ("offline_steps", "online_steps")}
         self.config |= {"git_commit": commit, "versions": versions, "hardware": hardware}
+        if saved and data != saved["config"]["dataset"]:
+            fail(f"--resume {self.folder}: --dataset {data and data['source']} is no longer what it was")
 
     def describe(self, dataset: Dataset | None) -> None:
         """The start-up summary."""
@@ -843,11 +967,11 @@ class Run:
                 print(f"data: recorded in {dataset.recorded_in}, another version than {self.args.env}")
         if self.config["checkpoint"]:
             print(f"start: {self.config['checkpoint']['path']}, after {self.gradient_step:,} updates")
+        if self.saved:
+            print(f"resumes: at {self.saved['phase']} step {self.saved['step']:,}")
         print(f"writes: {self.folder}/seed*/ (eval.csv, metrics.csv, checkpoint.pt, TensorBoard events)")
 
-    @contextmanager
-    def recording(self, agent: Agent):
-        """Makes the folders; marks the run finished, or interrupted (Ctrl-C: with a checkpoint), or failed."""
+    def make_folders(self) -> None:
         for folder in self.folders:
             try:
                 if folder.exists():
@@ -858,46 +982,83 @@ class Run:
             header = "phase,gradient_step,env_step,episode,return,length,normalized_score,seconds\n"
             (folder / "eval.csv").write_text(header)
             (folder / "metrics.csv").write_text("phase,gradient_step,env_step,name,value\n")
+
+    def stop(self, number: int, _) -> None:
+        """Handles Ctrl-C and SIGTERM: the run ends at its next step, where its state can be saved; twice, at once."""
+        if os.getpid() != self.pid:  # in the process of an environment, which leaves Ctrl-C to the run
+            return None if number == signal.SIGINT else os._exit(1)
+        if self.stopped:
+            raise KeyboardInterrupt
+        self.stopped = number
+        print("\nstopping at the next step ...", flush=True)
+
+    @contextmanager
+    def recording(self):
+        """Makes the folders; marks the run finished, interrupted or failed, and says how to go on with it."""
+        if not self.saved:
+            self.make_folders()
         self.set_status("running")
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and --help needs none
 
-        self.writers = [SummaryWriter(str(folder)) for folder in self.folders]
+        self.writers, self.pid = [SummaryWriter(str(folder)) for folder in self.folders], os.getpid()
+        handlers = {number: signal.signal(number, self.stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        again = f"python {SCRIPT}.py --resume {self.folder}"
         try:
             yield
+            self.set_status("finished")
         except KeyboardInterrupt:
             self.set_status("interrupted")
-            self.save(agent)
-            print(f"\ninterrupted at {self.phase} step {self.step()}; saved in {self.folder}")
-            raise SystemExit(130) from None
+            print(f"\ninterrupted at {self.phase} step {self.step():,}; go on with: {again}")
+            raise SystemExit(128 + self.stopped) from None
+        except (EnvironmentFailed, OSError) as error:
+            with suppress(OSError):
+                self.set_status("failed")
+            place = f"{self.phase} step {self.step():,}"
+            print(file=sys.stderr)  # below the progress bar
+            raise SystemExit(f"error: {error}, at {place}; what was saved before is kept ({again})") from None
         except BaseException:
             self.set_status("failed")
             raise
-        self.set_status("finished")
-        minutes = (time.time() - self.started) / 60
-        print(
-            f"finished in {minutes:.1f} min, last return {self.last.mean():.0f}; by seed {self.last.round().tolist()}"
-        )
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        for name in ("resume.pt", "resume.rows"):
+            (self.folders[0] / name).unlink(missing_ok=True)
+        minutes, last = (time.time() - self.started) / 60, np.delete(self.last, self.frozen_rows())
+        print(f"finished in {minutes:.1f} min, last return {last.mean():.0f}; by seed {last.round().tolist()}")
+        if self.frozen:
+            raise SystemExit(f"error: diverged: {self.frozen}; their last good checkpoints are kept")
 
     def step(self) -> int:
         """Steps of the phase: gradient updates offline, environment steps online."""
         return self.env_step if self.phase == "online" else self.gradient_step
 
-    def check_finite(self, agent: Agent) -> None:
-        """Ends the run if a seed diverged; its last checkpoint, a good one, stays."""
-        finite = [p.unflatten(0, (len(self.seeds), -1)).flatten(1).isfinite().all(1) for p in agent.parameters()]
-        bad = [seed for seed, good in zip(self.seeds, torch.stack(finite).all(0).tolist(), strict=True) if not good]
-        if bad:
-            place = f"{self.phase} step {self.step()}; {self.folder} keeps the last good checkpoint"
-            raise SystemExit(f"error: seeds {bad} diverged (parameters that are not finite) before {place}")
+    def frozen_rows(self) -> list[int]:
+        return [i for i, seed in enumerate(self.seeds) if seed in self.frozen]
+
+    def freeze(self, agent: Agent, losses: Iterable[np.ndarray] = ()) -> None:
+        """Gives up the seeds whose parameters or losses (S,) are not finite: set to 0, and no longer recorded."""
+        tensors = [t.unflatten(0, (len(self.seeds), -1)) for t in agent.state_dict().values() if t.dim()]
+        good = torch.stack([t.flatten(1).isfinite().all(1) for t in tensors]).all(0).cpu().numpy()
+        for i in np.flatnonzero(~np.logical_and.reduce([good, *map(np.isfinite, losses)])):
+            if self.seeds[i] not in self.frozen:
+                self.frozen[self.seeds[i]] = f"{self.phase} step {self.step()}"
+                print(f"\nseed {self.seeds[i]} diverged before {self.phase} step {self.step():,}; the others go on")
+            for tensor in tensors:
+                tensor[i] = 0
+        if len(self.frozen) == len(self.seeds):
+            raise SystemExit(f"error: diverged: {self.frozen}; {self.folder} keeps the last good checkpoints")
 
     def set_status(self, status: str) -> None:
         for seed, folder in zip(self.seeds, self.folders, strict=True):
-            now = {"seed": seed, "status": status, "started": self.started, "seconds": time.time() - self.started}
+            now = {"seed": seed, "started": self.started, "seconds": time.time() - self.started}
+            now["status"] = "diverged" if seed in self.frozen else status
             text = json.dumps(self.config | now, indent=1)
             write_atomically(folder / "config.json", lambda path, text=text: path.write_text(text))
 
     def record(self, agent: Agent, evaluation: Evaluation, metrics: dict[str, np.ndarray]) -> None:
         """One evaluation: a row an episode in eval.csv, a row a metric in metrics.csv, a checkpoint."""
+        self.freeze(agent, [value for name, value in metrics.items() if name.startswith("loss/")])
         where, seconds = [self.phase, self.gradient_step, self.env_step], round(time.time() - self.started, 1)
         returns, lengths = evaluation.returns, evaluation.lengths
         self.last = returns.mean(1)
@@ -907,13 +1068,11 @@ class Run:
         if self.scores:
             scores = (100 * (returns - self.scores[0]) / (self.scores[1] - self.scores[0])).round(3)
             metrics["eval/normalized_score"] = scores.mean(1)
-        for i, folder in enumerate(self.folders):
+        for i in sorted({*range(len(self.seeds))} - {*self.frozen_rows()}):
             rows = zip(range(returns.shape[1]), returns[i].round(3), lengths[i], scores[i], strict=True)
-            with open(folder / "eval.csv", "a", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows([*where, *row, seconds] for row in rows)
+            append_rows(self.folders[i] / "eval.csv", [[*where, *row, seconds] for row in rows])
             values = {name: float(value[i]) for name, value in metrics.items()}
-            with open(folder / "metrics.csv", "a", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows([*where, *item] for item in values.items())
+            append_rows(self.folders[i] / "metrics.csv", [[*where, *item] for item in values.items()])
             for name, value in values.items():
                 self.writers[i].add_scalar(f"{name}_{self.phase}", value, self.step())
             self.writers[i].flush()
@@ -921,20 +1080,71 @@ class Run:
 
     def save(self, agent: Agent) -> None:
         """checkpoint.pt of every seed: a plain dict of tensors, numbers and strings."""
-        self.check_finite(agent)
+        self.freeze(agent)
         state = {name: tensor.cpu() for name, tensor in agent.state_dict().items()}
         facts = {key: self.config[key] for key in ("script", "run", "algorithm", "env", "args", "dataset")}
         facts |= {"phase": self.phase, "gradient_step": self.gradient_step, "env_step": self.env_step}
-        for i, (seed, folder) in enumerate(zip(self.seeds, self.folders, strict=True)):
+        for i in sorted({*range(len(self.seeds))} - {*self.frozen_rows()}):
             own = {n: (t.unflatten(0, (len(self.seeds), -1))[i] if t.dim() else t).clone() for n, t in state.items()}
-            checkpoint = {**facts, "seed": seed, "shape": agent.shape, "agent": own}
-            write_atomically(folder / "checkpoint.pt", lambda path, c=checkpoint: torch.save(c, path))
+            checkpoint = {**facts, "seed": self.seeds[i], "shape": agent.shape, "agent": own}
+            save_torch(checkpoint, self.folders[i] / "checkpoint.pt")
+
+    def keep(self, agent: Agent, reference: Agent, table: ReplayTable, loops: list[Loop], due: bool, more=dict) -> None:
+        """Saves what --resume goes on from, if that is due; ends the run here if it was told to stop."""
+        full = table.capacity and table.added - self.kept == table.capacity  # or the ring would lose rows
+        if not (due or full or self.stopped):
+            return
+        self.freeze(agent)
+        with open(self.folders[0] / "resume.rows", "ab") as file:  # all online rows, (steps, S, columns) float32
+            file.truncate(self.kept * table.rings[:, :1].numel() * 4)
+            slots = torch.arange(self.kept, table.added, device=table.rows.device) % max(table.capacity, 1)
+            file.write(table.rings[:, slots].transpose(0, 1).cpu().numpy().tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        self.kept = table.added
+        logs = [folder / name for folder in self.folders for name in ("eval.csv", "metrics.csv")]
+        state = {"script": SCRIPT, "args": asdict(self.args), "config": self.config, "shape": agent.shape}
+        state |= {"phase": self.phase, "step": self.step(), "steps": (self.gradient_step, self.env_step)}
+        state |= {"seconds": time.time() - self.started, "last": self.last.tolist(), "frozen": self.frozen}
+        state |= {"agent": agent.state_dict(), "loops": [loop.state() for loop in loops], "rows": table.added}
+        state["reference"] = {name: t for name, t in reference.state_dict().items() if "adam" not in name}
+        state["random"] = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if self.device == "cuda" else [])]
+        state["logs"] = {str(path.relative_to(self.folder)): path.stat().st_size for path in logs}
+        save_torch(state | more(), self.folders[0] / "resume.pt")
+        if self.stopped:
+            self.save(agent)
+            raise KeyboardInterrupt
+
+    def restore(self, agent: Agent, reference: Agent, table: ReplayTable, loops: list[Loop]) -> dict | None:
+        """Puts back what `keep` saved, and returns it; None if this run starts its phase itself."""
+        state, self.saved = self.saved, None
+        if state is None:
+            return None
+        agent.load_state_dict(state["agent"])
+        reference.load_state_dict(state["reference"], strict=False)
+        self.gradient_step, self.env_step = state["steps"]
+        self.last, self.frozen, self.kept = np.array(state["last"]), state["frozen"], state["rows"]
+        count = state["rows"] * table.rings[:, :1].numel()
+        rows = np.fromfile(self.folders[0] / "resume.rows", np.float32, count)
+        for row in rows.reshape(state["rows"], len(self.seeds), sum(table.sizes)):
+            obs, action, reward, next_obs, *ends = np.split(row, np.cumsum(table.sizes)[:-1], 1)
+            table.add(obs, action, reward[:, 0], next_obs, *(end[:, 0] for end in ends))
+        for loop, kept in zip(loops, state["loops"], strict=True):
+            loop.restore(*kept)
+        torch.set_rng_state(state["random"][0])
+        if self.device == "cuda":
+            torch.cuda.set_rng_state(state["random"][1])
+        for name, size in state["logs"].items():
+            os.truncate(self.folder / name, size)
+        for part in self.folder.glob("seed*/*.part"):
+            part.unlink()
+        return state
 
 
 class Evaluation(NamedTuple):
     returns: np.ndarray  # (S, episodes) undiscounted
     lengths: np.ndarray  # (S, episodes) steps
-    first_q: np.ndarray  # (S,) min_e Q(s0, best action), mean over episodes
+    first_q: np.ndarray  # (S,) min_e Q(s0, best action), mean over episodes, in the environment's units
     q_bias: np.ndarray  # (S,) first_q minus the mean discounted return
 
 
@@ -944,7 +1154,7 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, run: Run, args: Args) -> 
     Episodes are seeded by (seed, steps so far, episode), so each evaluation sees new starts, and a
     finetuning's evaluation at step 0 repeats the last one of its pretraining.
     """
-    run.check_finite(agent)
+    run.freeze(agent)
     shape = (args.num_seeds, args.eval_episodes)
     keys = [(seed, run.gradient_step, run.env_step, j) for seed in run.seeds for j in range(shape[1])]
     obs, _ = envs.reset(seed=[int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys])
@@ -967,7 +1177,7 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, run: Run, args: Args) -> 
 
 
 def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> dict[str, np.ndarray]:
-    """Q of the best and of random actions, drift from the reference policy; the training's random state stays."""
+    """Q of the policy's best action (minimum over critics) and of random ones (mean), drift from the reference."""
     if table.added == 0 and table.replay != "append":
         return {}
     with torch.random.fork_rng():
@@ -981,37 +1191,77 @@ def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> 
     return {name: value.cpu().numpy() for name, value in found.items()} | {"replay/online_share": online_share}
 
 
+class Collector:
+    """The training environments: steps them into the table, and tells the returns of their episodes."""
+
+    def __init__(self, args: Args, seeds: list[int]):
+        self.envs, self.rng = make_envs(args.env, seeds), np.random.default_rng(args.seed)
+        self.obs, _ = self.envs.reset(seed=seeds)
+        self.running, self.ended = np.zeros(len(seeds)), [[] for _ in seeds]  # returns
+
+    def random_action(self) -> np.ndarray:
+        return self.rng.uniform(-1, 1, self.envs.action_space.shape).astype(np.float32)
+
+    def step(self, action: np.ndarray, table: ReplayTable) -> None:
+        next_obs, reward, terminated, truncated, info = self.envs.step(action)
+        final_obs, self.running = next_obs.copy(), self.running + reward
+        for i in np.flatnonzero(terminated | truncated):
+            final_obs[i] = info["final_obs"][i]
+            self.ended[i].append(float(self.running[i]))
+            self.running[i] = 0
+        table.add(self.obs, action, reward, final_obs, terminated, truncated)
+        self.obs = next_obs
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Mean returns (S,) of the episodes that ended since the last time, once every seed has one."""
+        if not all(self.ended):
+            return {}
+        returns, self.ended = np.array([np.mean(ended) for ended in self.ended]), [[] for _ in self.ended]
+        return {"collect/return": returns}
+
+    def state(self) -> dict:
+        episodes = [(start, torch.from_numpy(actions)) for start, actions in self.envs.get_attr("episode")]
+        state = {"rng": json.dumps(self.rng.bit_generator.state), "episodes": episodes, "ended": self.ended}
+        return state | {"obs": torch.from_numpy(self.obs.copy()), "running": torch.from_numpy(self.running.copy())}
+
+    def restore(self, state: dict) -> None:
+        self.rng.bit_generator.state, self.ended = json.loads(state["rng"]), state["ended"]
+        self.envs.set_attr("episode", [(start, actions.numpy()) for start, actions in state["episodes"]])
+        self.obs, self.running = state["obs"].numpy(), state["running"].numpy()
+
+
 def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None:
     """Act, launch the update, step the environments while the device works, store; evaluate in between."""
-    pretrained, run.phase = run.gradient_step > 0, "online"
-    envs, eval_envs = make_envs(args.env, args.num_seeds), make_envs(args.env, args.num_seeds * args.eval_episodes)
+    pretrained = bool(run.config["checkpoint"] or getattr(args, "offline_steps", 0))
+    run.phase, run.env_step = "online", 0
+    collector, eval_envs = Collector(args, run.seeds), make_envs(args.env, run.seeds, args.eval_episodes)
     updates = update_loop(agent, table, args, args.online_steps * args.updates_per_step, args.updates_per_step)
     acting, reference = Acting(agent, agent.shape, args, run.device), copy.deepcopy(agent)
-    rng = np.random.default_rng(args.seed)
     share = 0.5 if args.offline_ratio is None else args.offline_ratio
     share_end = share if args.offline_ratio_end is None else args.offline_ratio_end
     table.offline_share.fill_(share)
     anneal = getattr(args, "anneal", "none")  # not every objective has a coefficient to anneal
     if anneal == "abrupt":
         agent.annealed.fill_(1)
-    obs, _ = envs.reset(seed=run.seeds)
-    running, ended = np.zeros(args.num_seeds), [[] for _ in run.seeds]  # returns of the training episodes
-    progress = tqdm(total=args.online_steps, unit=" steps", desc="online", mininterval=1)
-    for step in range(args.online_steps + 1):
+    loops = [updates, acting.loop]
+    cut = run.restore(agent, reference, table, loops)
+    if cut:
+        collector.restore(cut)
+    first = run.env_step
+    progress = tqdm(total=args.online_steps, initial=first, unit=" steps", desc="online", mininterval=1)
+    for step in range(first, args.online_steps + 1):
         run.env_step = step
-        if step % args.eval_every == 0 or step == args.online_steps:
+        resumes = cut and step == first  # evaluated and kept already
+        if not resumes and (step % args.eval_every == 0 or step == args.online_steps):
             evaluation = evaluate(agent, eval_envs, run, args)
             metrics = updates.read() | acting.loop.read() | diagnose(agent, reference, table, args)
-            if all(ended):
-                metrics["collect/return"], ended = np.array([np.mean(e) for e in ended]), [[] for _ in run.seeds]
-            run.record(agent, evaluation, metrics)
+            run.record(agent, evaluation, metrics | collector.read())
             progress.set_postfix_str(f"return {evaluation.returns.mean():.0f}")
+        if not resumes:
+            run.keep(agent, reference, table, loops, step % args.checkpoint_every == 0, collector.state)
         if step == args.online_steps:
             break
-        if step < args.warmup_steps and not pretrained:
-            action = rng.uniform(-1, 1, (args.num_seeds, table.sizes[1])).astype(np.float32)
-        else:
-            action = acting(obs)
+        action = collector.random_action() if step < args.warmup_steps and not pretrained else acting(collector.obs)
         if step >= args.warmup_steps and (table.replay == "append" or table.added >= args.batch_size):
             if share != share_end:
                 table.offline_share.fill_(share + (share_end - share) * step / args.online_steps)
@@ -1019,17 +1269,10 @@ def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None
                 agent.annealed.fill_(step / args.online_steps)
             updates()
             run.gradient_step += args.updates_per_step
-        next_obs, reward, terminated, truncated, info = envs.step(action)
-        final_obs, running = next_obs.copy(), running + reward
-        for i in np.flatnonzero(terminated | truncated):
-            final_obs[i] = info["final_obs"][i]
-            ended[i].append(running[i])
-            running[i] = 0
-        table.add(obs, action, reward, final_obs, terminated, truncated)
-        obs = next_obs
+        collector.step(action, table)
         progress.update()
     progress.close()
-    envs.close()
+    collector.envs.close()
     eval_envs.close()
 
 
@@ -1086,6 +1329,7 @@ def write_minari(name: str, rows: np.ndarray, sizes: list[int], env_id: str, see
 
 def main(args: Args) -> None:
     # Checks
+    args, saved = read_resume(args)
     obs_dim, low, high = check_args(args)
     replay = check_replay(args, has_data=bool(args.dataset))
     if args.save_dataset:
@@ -1093,7 +1337,7 @@ def main(args: Args) -> None:
         if args.online_steps > args.replay_capacity:
             fail(f"--save-dataset {args.save_dataset}: --replay-capacity must hold all --online-steps")
     dataset = load_dataset(args, obs_dim, low, high) if replay != "online" else None
-    run = Run(args, dataset, None)
+    run = Run(args, dataset, None, saved)
 
     # Agent and replay
     run.describe(dataset)
@@ -1105,7 +1349,7 @@ def main(args: Args) -> None:
     table = ReplayTable(dataset and dataset.rows, args.num_seeds, agent.shape, capacity, replay, run.device)
 
     # Training
-    with run.recording(agent):
+    with run.recording():
         train_online(agent, table, run, args)
         if args.save_dataset:
             rows = table.rings[0, : table.added].cpu().numpy()
