@@ -297,12 +297,12 @@ def actor_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, advantage:
     keep, filter_metrics = q_filter(filter_q / agent.reward_scale, args)  # --q-filter-value knows no c
     loss = -(keep * weight * log_prob(mean, log_std, batch.action)).sum(1) / keep.sum(1).clamp(min=1e-6)  # (S,)
     metrics = {"loss/actor": loss, "policy/std": log_std.exp().mean((1, 2))}
-    return loss.sum(), metrics | weight_metrics(keep * weight) | filter_metrics
+    return loss.sum(), metrics | weight_metrics(weight, keep) | filter_metrics
 
 
-def weight_metrics(weight: Tensor) -> dict[str, Tensor]:
-    """Mean of the rows' weights (S, B), and the share of rows that they amount to: (sum w)^2 / (B sum w^2)."""
-    share = weight / weight.sum(1, keepdim=True).clamp(min=1e-30)
+def weight_metrics(weight: Tensor, keep: Tensor) -> dict[str, Tensor]:
+    """Mean of the weights (S, B); share of rows that they and the filter's amount to: (sum w)^2 / (B sum w^2)."""
+    share = keep * weight / (keep * weight).sum(1, keepdim=True).clamp(min=1e-30)
     effective = 1 / (weight.shape[1] * share.square().sum(1)).clamp(min=1)
     return {"weight/mean": weight.mean(1), "weight/effective_share": effective}
 
@@ -982,7 +982,7 @@ def run_name(args: Args, dataset: Dataset | None, source: dict | None) -> str:
 class Run:
     """A run's folders, one a seed, and where the run stands (phase, gradient_step, env_step)."""
 
-    def __init__(self, args: Args, dataset: Dataset | None, source: dict | None, saved: dict | None):
+    def __init__(self, args: Args, dataset: Dataset | None, source: dict | None, saved: dict | None = None):
         self.args, self.saved, self.device = args, saved, "cpu"
         self.started = time.time() - (saved["seconds"] if saved else 0)
         self.stopped, self.kept, self.frozen = 0, 0, {}  # signal, rows in resume.rows, where a seed diverged
@@ -1286,7 +1286,7 @@ def find_checkpoints(args: Args) -> list[Path]:
     return wanted
 
 
-def load_checkpoints(args: Args, obs_dim: int, action_dim: int, saved: dict | None) -> tuple[Agent, dict]:
+def load_checkpoints(args: Args, obs_dim: int, action_dim: int, saved: dict | None = None) -> tuple[Agent, dict]:
     """The stacked agent of --checkpoint, and where it came from; ends with one line if it does not fit."""
     if saved:
         return Agent([args.seed + i for i in range(args.num_seeds)], **saved["shape"]), saved["config"]["checkpoint"]

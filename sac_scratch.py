@@ -922,7 +922,7 @@ def run_name(args: Args, dataset: Dataset | None, source: dict | None) -> str:
 class Run:
     """A run's folders, one a seed, and where the run stands (phase, gradient_step, env_step)."""
 
-    def __init__(self, args: Args, dataset: Dataset | None, source: dict | None, saved: dict | None):
+    def __init__(self, args: Args, dataset: Dataset | None, source: dict | None, saved: dict | None = None):
         self.args, self.saved, self.device = args, saved, "cpu"
         self.started = time.time() - (saved["seconds"] if saved else 0)
         self.stopped, self.kept, self.frozen = 0, 0, {}  # signal, rows in resume.rows, where a seed diverged

@@ -950,7 +950,7 @@ def run_name(args: Args, dataset: Dataset | None, source: dict | None) -> str:
 class Run:
     """A run's folders, one a seed, and where the run stands (phase, gradient_step, env_step)."""
 
-    def __init__(self, args: Args, dataset: Dataset | None, source: dict | None, saved: dict | None):
+    def __init__(self, args: Args, dataset: Dataset | None, source: dict | None, saved: dict | None = None):
         self.args, self.saved, self.device = args, saved, "cpu"
         self.started = time.time() - (saved["seconds"] if saved else 0)
         self.stopped, self.kept, self.frozen = 0, 0, {}  # signal, rows in resume.rows, where a seed diverged
@@ -1254,7 +1254,7 @@ def find_checkpoints(args: Args) -> list[Path]:
     return wanted
 
 
-def load_checkpoints(args: Args, obs_dim: int, action_dim: int, saved: dict | None) -> tuple[Agent, dict]:
+def load_checkpoints(args: Args, obs_dim: int, action_dim: int, saved: dict | None = None) -> tuple[Agent, dict]:
     """The stacked agent of --checkpoint, and where it came from; ends with one line if it does not fit."""
     if saved:
         return Agent([args.seed + i for i in range(args.num_seeds)], **saved["shape"]), saved["config"]["checkpoint"]

@@ -146,7 +146,7 @@ CASES = [
     (TD3_BC, "--offline-steps 0 --online-steps 0", "--online-steps 0: there is nothing to do"),
     (TD3_BC, "--offline-steps 0 --online-steps 5", "--checkpoint is missing"),
     (TD3_BC, "--offline-steps 0 --online-steps 5 --checkpoint ../files/sac.pt", "its algorithm is sac"),
-    (TD3_BC, "--offline-steps 0 --online-steps 5 --normalize-obs", "--normalize-obs True: the checkpoint decides"),
+    (TD3_BC, "--offline-steps 0 --online-steps 5 --normalize-obs", "--normalize-obs: the checkpoint decides"),
     (TD3_BC, "--checkpoint ../files/lost.pt", "--checkpoint ../files/lost.pt: is continued online"),
     (TD3_BC, "--alpha -1.0", "--alpha -1"),
 ]

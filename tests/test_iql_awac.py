@@ -171,7 +171,7 @@ def check_policy_loss(grads, loss, metrics, keep, weight):
         assert value.item() == pytest.approx(-(keep * weight * slope).sum() / keep.sum(), rel=1e-5)
     assert metrics["policy/std"].item() == pytest.approx(2)
     assert metrics["weight/mean"].item() == pytest.approx(weight.mean(), rel=1e-5)
-    share = weight.sum() ** 2 / (3 * (weight**2).sum())
+    share = (keep * weight).sum() ** 2 / (3 * (keep**2 * weight**2).sum())
     assert metrics["weight/effective_share"].item() == pytest.approx(share, rel=1e-5)
 
 
@@ -182,21 +182,31 @@ def test_iql_policy_loss_by_hand(options, keep):
     The critics say s + 2 a and 1 more: of the policy's mean 4, 3, 2 for s = 3, 2, 1, of the data's actions 4, 1, 3.
     """
     agent = wide_agent(iql)
-    agent.critic = Fixed(lambda obs, action: torch.stack([obs + 2 * action, obs + 2 * action + 1], 1)[..., 0])
+    agent.target_critic = Fixed(lambda obs, action: torch.stack([obs + 2 * action, obs + 2 * action + 1], 1)[..., 0])
     batch = make_batch(obs=torch.tensor([[[3.0], [2.0], [1.0]]]), action=ACTIONS)
     advantage = torch.tensor([[0.0, 1.0, 3.0]])
     args = iql.Args(beta=2.0, **options)
-    grads, (loss, metrics) = gradient(iql.actor_loss, agent.actor, agent, batch, advantage, args, DATA_Q)
+    grads, (loss, metrics) = gradient(iql.actor_loss, agent.actor, agent, batch, advantage, DATA_Q, args)
     check_policy_loss(grads, loss, metrics, keep, [1, math.exp(2), 100])
 
 
 def test_iql_filter_by_the_policys_q_takes_the_minimum_over_the_critics():
     agent = wide_agent(iql)
-    agent.critic = Fixed(lambda obs, action: torch.stack([obs + 2 * action, obs + 2 * action + 1], 1)[..., 0])
+    agent.target_critic = Fixed(lambda obs, action: torch.stack([obs + 2 * action, obs + 2 * action + 1], 1)[..., 0])
     batch = make_batch(obs=torch.tensor([[[3.0], [2.0], [1.0]]]), action=ACTIONS)
     args = iql.Args(q_filter_percentile=50, q_filter_actions="policy")
-    _, (_, metrics) = gradient(iql.actor_loss, agent.actor, agent, batch, torch.zeros(1, 3), args, DATA_Q)
+    _, (_, metrics) = gradient(iql.actor_loss, agent.actor, agent, batch, torch.zeros(1, 3), DATA_Q, args)
     assert metrics["filter/threshold"].item() == 3  # of 4, 3, 2
+
+
+def test_iql_filter_has_the_environments_units():
+    """Rewards times 0.5: Q of 1, 2, 3 means returns of 2, 4, 6, of which a threshold of 5 leaves the last."""
+    agent, batch = wide_agent(iql), make_batch(size=3, obs_dim=1, action=ACTIONS)
+    agent.reward_scale.fill_(0.5)
+    args = iql.Args(q_filter_value=5.0)
+    _, (_, metrics) = gradient(iql.actor_loss, agent.actor, agent, batch, torch.zeros(1, 3), DATA_Q, args)
+    assert metrics["filter/fraction"].item() == pytest.approx(2 / 3) and metrics["filter/threshold"].item() == 5
+    assert metrics["weight/effective_share"].item() == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("options, keep", FILTERS)
@@ -227,7 +237,7 @@ def test_extreme_advantages_give_finite_gradients(script, kind):
     agent, batch = make_agent(script), random_batch()
     q = torch.linspace(-1e4, 1e4, 16)[None]
     if script is iql:
-        grads, (loss, _) = gradient(iql.actor_loss, agent.actor, agent, batch, q, iql.Args(), q)
+        grads, (loss, _) = gradient(iql.actor_loss, agent.actor, agent, batch, q, q, iql.Args())
     else:
         args = awac.Args(awac_weights=kind)
         grads, (loss, _) = gradient(awac.actor_loss, agent.actor, agent, batch, q, torch.zeros(1, 16), args)
@@ -278,7 +288,7 @@ def test_iql_advantage_is_that_of_the_target_critics_and_of_v_before_its_step():
     ):
         q = critic(batch.obs, batch.action).amin(1)
         advantage = q - value(batch.obs)
-        _, (loss, _) = gradient(iql.actor_loss, before.actor, before, batch, advantage, args, q)
+        _, (loss, _) = gradient(iql.actor_loss, before.actor, before, batch, advantage, q, args)
         found[name] = loss.item()
         if name == "right":
             assert metrics["filter/threshold"].item() == pytest.approx(q.quantile(0.25).item())
@@ -321,8 +331,7 @@ def test_the_policy_loss_has_a_gradient_by_the_policy_alone(script, of):
     agent.requires_grad_()
     params, q = dict(agent.actor.named_parameters()), torch.randn(1, 16)
     args = script.Args(q_filter_percentile=25, q_filter_actions=of)
-    others = (q, args, q + 1) if script is iql else (q, q + 1, args)
-    loss, _ = script.actor_loss(params, agent, batch, *others)
+    loss, _ = script.actor_loss(params, agent, batch, q, q + 1, args)
     grads = torch.autograd.grad(loss, list(agent.parameters()), allow_unused=True)
     names = {name for (name, _), grad in zip(agent.named_parameters(), grads, strict=True) if grad is not None}
     assert names == {f"actor.{name}" for name in params}
@@ -420,7 +429,7 @@ class PlainIQL(Plain):
         if not policy_turn:
             return
         if args.q_filter_actions == "policy":
-            data_q = self.q(self.critics, obs, self.policy(obs).mean).min(0)[0].detach()
+            data_q = self.q(self.targets, obs, self.policy(obs).mean).min(0)[0].detach()
         share = [1, 0.75, 0.25, 1, 1][self.policy_steps]  # (1 + cos(pi k / 3)) / 2 for k = 0, 1, 2, then constant
         self.policy_step(obs, action, (args.beta * u.detach()).exp(), data_q, share * args.actor_lr)
 
@@ -896,11 +905,15 @@ GO_ON = "--offline-steps 0 --online-steps 9"
         ("iql", "--expectile-end 0.9 --online-steps 9", "--expectile-end: needs --anneal abrupt or linear"),
         ("iql", "--anneal linear --online-steps 9", "--anneal linear: needs --expectile-end, where to"),
         ("iql", "--anneal abrupt --expectile-end 0.9", "--anneal abrupt: needs --online-steps"),
-        ("iql", "--beta 0", "--beta 0.0: must be above 0"),
-        ("iql", "--beta nan", "--beta nan: must be above 0"),
+        ("iql", "--beta -1.0", "--beta -1.0: must be in [0, 1e+12]"),
+        ("iql", "--beta nan", "--beta nan: must be in [0, 1e+12]"),
         ("iql", f"{GO_ON} --checkpoint {{offline_pretrain_sac}}", "its algorithm is sac, here it is iql"),
         ("iql", f"{GO_ON} --checkpoint {{awac}}", "its algorithm is awac, here it is iql"),
-        ("iql", f"{GO_ON} --checkpoint {{iql}} --no-normalize-reward", "--normalize-reward False: the checkpoint dec"),
+        (
+            "iql",
+            f"{GO_ON} --checkpoint {{iql}} --no-normalize-reward",
+            "--no-normalize-reward: the checkpoint decides that",
+        ),
         ("iql", f"{GO_ON} --checkpoint {{iql}} --num-critics 5", "--num-critics 5: the checkpoint decides that"),
         ("iql", "--checkpoint {iql}", "is continued online; say --offline-steps 0"),
         ("iql", f"{GO_ON}", "--checkpoint is missing: runs/Hopper-v4 has no finished offline run of the iql family"),

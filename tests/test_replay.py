@@ -192,7 +192,7 @@ def constant_policy(num_seeds=1, action=0.5, q=(5.0, 7.0)):
 def evaluate(agent, args, gradient_step=0, env_step=0):
     run = sac.Run(args, None, None)
     run.gradient_step, run.env_step = gradient_step, env_step
-    envs = sac.make_envs(args.env, args.num_seeds * args.eval_episodes)
+    envs = sac.make_envs(args.env, run.seeds, args.eval_episodes)
     try:
         return sac.evaluate(agent, envs, run, args)
     finally:
@@ -232,14 +232,25 @@ def test_evaluations_are_repeatable_new_each_time_and_leave_the_random_state_alo
     assert alone.lengths[0].tolist() == first.lengths[1].tolist()
 
 
-def test_a_diverged_seed_is_named_before_it_is_evaluated_or_saved(tmp_path):
-    agent, args = constant_policy(num_seeds=3), make_args(tmp_path, num_seeds=3)
+def test_a_diverged_seed_is_named_before_it_is_evaluated_or_saved(tmp_path, capsys):
+    """And given up, while the others are evaluated as if it had not; a run with nobody left ends."""
+    agent, args = constant_policy(num_seeds=3), make_args(tmp_path, env="AnyLength-v0", num_seeds=3)
+    good = evaluate(agent, args)
     agent.actor.mlp.layers[0].weight[1, 0, 0] = torch.nan
-    with pytest.raises(SystemExit, match=r"\[2\] diverged"):
-        evaluate(agent, args)
-    with pytest.raises(SystemExit, match=r"\[2\] diverged"):
-        sac.Run(args, None, None).save(agent)
-    assert not list(tmp_path.rglob("*.pt"))
+    result = evaluate(agent, args)
+    assert "seed 2 diverged before offline step 0; the others go on" in capsys.readouterr().out
+    assert result.lengths[[0, 2]].tolist() == good.lengths[[0, 2]].tolist()
+    assert not agent.actor.mlp.layers[0].weight[1].any()
+
+    agent = sac.Agent([1, 2, 3], 2, 1, 8, 2, True)
+    agent.critic.mlp.layers[1].bias[2] = torch.inf  # one of seed 2's two
+    run = sac.Run(args, None, None)
+    run.make_folders()
+    run.save(agent)
+    assert {path.parent.name for path in tmp_path.rglob("*.pt")} == {"seed1", "seed3"} and set(run.frozen) == {2}
+    agent.log_alpha.fill_(torch.nan)
+    with pytest.raises(SystemExit, match="error: diverged"):
+        run.save(agent)
 
 
 # ---- the online loop ----
@@ -252,6 +263,7 @@ class Online:
         self.updates, self.evaluations = [], []
         self.run = sac.Run(args, None, None)
         self.run.gradient_step = gradient_step
+        self.run.config["checkpoint"] = {"gradient_step": gradient_step} if gradient_step else None
         rows = np.full((offline, 8), -1, np.float32)
         shape, seeds = {"obs_dim": 2, "action_dim": 1}, args.num_seeds
         self.table = sac.ReplayTable(rows if offline else None, seeds, shape, args.online_steps, replay, "cpu")
@@ -266,6 +278,7 @@ class Online:
 
         monkeypatch.setattr(sac, "update", update)
         monkeypatch.setattr(self.run, "record", record)
+        monkeypatch.setattr(self.run, "keep", lambda *_: None)
         torch.manual_seed(0)
         sac.train_online(agent, self.table, self.run, args)
 
@@ -284,7 +297,7 @@ def test_the_true_last_observation_and_the_kind_of_end_are_stored(cores, env, en
     kinds, make_envs = [], sac.make_envs
     monkeypatch.setattr(sac, "make_envs", lambda *a: kinds.append(make_envs(*a)) or kinds[-1])
     online = Online(monkeypatch, args)
-    assert {type(envs) for envs in kinds} == {gym.vector.AsyncVectorEnv if cores == 8 else gym.vector.SyncVectorEnv}
+    assert {type(envs) for envs in kinds} == {sac.Workers if cores == 8 else gym.vector.SyncVectorEnv}
     for seed in (0, 1):
         assert online.column("obs")[seed, :, 0].tolist() == [0, 1, 2, 0, 1, 2, 0]
         assert online.column("next_obs")[seed, :, 0].tolist() == [1, 2, 3, 1, 2, 3, 1]
