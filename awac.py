@@ -36,7 +36,7 @@ small ones); no weight decay (1e-4 on the policy); lambda 1 (their MuJoCo script
 at 1, its logarithm clamped to [-5, 2]; theirs starts at 0.05, by a sigmoid in [-6, 0], so our first few thousand
 updates bootstrap from broad noise. Draws are clipped before the critics see them; the density is not.
 
-Run, one minute on a CPU core (return about RETURN):
+Run, one minute on a CPU core (return about 520):
     python awac.py --offline-steps 2000 --eval-every 1000
 Run, in full: pretraining, then AWAC online:
     python awac.py --num-seeds 10

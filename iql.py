@@ -30,7 +30,7 @@ The authors finetune without --cosine, pretraining included (--no-cosine); here 
 --offline-steps, and is at its full value again from the first online step on. Online rewards are scaled as the
 data's are; their code leaves those of MuJoCo as they come. PyTorch's default initialisation.
 
-Run, one minute on a CPU core (return about RETURN):
+Run, one minute on a CPU core (return about 330):
     python iql.py --offline-steps 2000 --eval-every 1000
 Run, in full: pretraining; IQL online; O3F on IQL, with five critics:
     python iql.py --num-seeds 10
