@@ -556,6 +556,24 @@ def read_minari(path: Path) -> tuple[list[np.ndarray], dict]:
     return [np.concatenate(c) for c in columns], dataset.storage.metadata | {"recorded_in": recorded_in}
 
 
+def check_contained(path: Path) -> None:
+    """Raises if a dataset's files refer to others: symbolic links, HDF5's external links and external storage."""
+    import h5py
+
+    def outside(name: str, item: object) -> str | None:
+        storage = isinstance(item, h5py.Dataset) and (item.is_virtual or item.external is not None)
+        return name if storage or isinstance(item, h5py.ExternalLink) else None
+
+    for part in [path] if path.is_file() else path.rglob("*"):
+        if part != path and part.is_symlink():
+            raise ValueError(f"{part.name} is a symbolic link")
+        if part.suffix == ".hdf5":
+            with h5py.File(part) as file:
+                found = file.visititems_links(outside) or file.visititems(outside)
+            if found:
+                raise ValueError(f"{found} lies in another file")
+
+
 def find_dataset(name: str) -> Path:
     """The file or folder behind --dataset: a path, the local Minari cache, datasets/, or a download."""
     import minari
@@ -588,6 +606,7 @@ def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) ->
         fail(f"--dataset is needed: none is bundled for {args.env} (sac_scratch.py --save-dataset makes one)")
     path = find_dataset(name)
     try:
+        check_contained(path)
         columns, metadata = (read_d4rl if path.is_file() else read_minari)(path)
         with np.errstate(over="ignore"):
             columns = [np.asarray(column, np.float32) for column in columns]
@@ -824,6 +843,14 @@ def append_rows(path: Path, rows: Iterable[list]) -> None:
             raise OSError(f"no space left for {path}")
 
 
+def check_size(shape: dict, tensors: dict[str, Tensor]) -> None:
+    """Raises if a file asks for larger networks than it holds, before they are allocated."""
+    if 4 * shape["hidden_dim"] ** 2 * shape["num_critics"] > sum(
+        t.untyped_storage().nbytes() for t in tensors.values()
+    ):
+        raise ValueError(f"its networks are larger than the file: {shape}")
+
+
 def read_resume(args: Args) -> tuple[Args, dict | None]:
     """The options and the state of the run that --resume names; ends with one line if it cannot go on."""
     if args.resume is None:
@@ -841,6 +868,7 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     try:
         state = torch.load(files[0], map_location="cpu", weights_only=True)
         script, options = state["script"], {field.name: state["args"][field.name] for field in fields(args)}
+        check_size(state["shape"], state["agent"])
     except Exception as error:  # whatever torch.load raises on a damaged or foreign file
         fail(f"--resume {files[0]}: is no state of this script's runs ({type(error).__name__})")
     if script != SCRIPT:

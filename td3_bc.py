@@ -621,6 +621,24 @@ def read_minari(path: Path) -> tuple[list[np.ndarray], dict]:
     return [np.concatenate(c) for c in columns], dataset.storage.metadata | {"recorded_in": recorded_in}
 
 
+def check_contained(path: Path) -> None:
+    """Raises if a dataset's files refer to others: symbolic links, HDF5's external links and external storage."""
+    import h5py
+
+    def outside(name: str, item: object) -> str | None:
+        storage = isinstance(item, h5py.Dataset) and (item.is_virtual or item.external is not None)
+        return name if storage or isinstance(item, h5py.ExternalLink) else None
+
+    for part in [path] if path.is_file() else path.rglob("*"):
+        if part != path and part.is_symlink():
+            raise ValueError(f"{part.name} is a symbolic link")
+        if part.suffix == ".hdf5":
+            with h5py.File(part) as file:
+                found = file.visititems_links(outside) or file.visititems(outside)
+            if found:
+                raise ValueError(f"{found} lies in another file")
+
+
 def find_dataset(name: str) -> Path:
     """The file or folder behind --dataset: a path, the local Minari cache, datasets/, or a download."""
     import minari
@@ -653,6 +671,7 @@ def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) ->
         fail(f"--dataset is needed: none is bundled for {args.env} (sac_scratch.py --save-dataset makes one)")
     path = find_dataset(name)
     try:
+        check_contained(path)
         columns, metadata = (read_d4rl if path.is_file() else read_minari)(path)
         with np.errstate(over="ignore"):
             columns = [np.asarray(column, np.float32) for column in columns]
@@ -909,6 +928,14 @@ def append_rows(path: Path, rows: Iterable[list]) -> None:
             raise OSError(f"no space left for {path}")
 
 
+def check_size(shape: dict, tensors: dict[str, Tensor]) -> None:
+    """Raises if a file asks for larger networks than it holds, before they are allocated."""
+    if 4 * shape["hidden_dim"] ** 2 * shape["num_critics"] > sum(
+        t.untyped_storage().nbytes() for t in tensors.values()
+    ):
+        raise ValueError(f"its networks are larger than the file: {shape}")
+
+
 def read_resume(args: Args) -> tuple[Args, dict | None]:
     """The options and the state of the run that --resume names; ends with one line if it cannot go on."""
     if args.resume is None:
@@ -926,6 +953,7 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     try:
         state = torch.load(files[0], map_location="cpu", weights_only=True)
         script, options = state["script"], {field.name: state["args"][field.name] for field in fields(args)}
+        check_size(state["shape"], state["agent"])
     except Exception as error:  # whatever torch.load raises on a damaged or foreign file
         fail(f"--resume {files[0]}: is no state of this script's runs ({type(error).__name__})")
     if script != SCRIPT:
@@ -1266,6 +1294,7 @@ def load_checkpoints(args: Args, obs_dim: int, action_dim: int, saved: dict | No
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             facts = {key: checkpoint[key] for key in ("algorithm", "env", "shape", "gradient_step", "run", "dataset")}
             gamma, state = checkpoint["args"]["gamma"], checkpoint["agent"]
+            check_size(facts["shape"], state)
         except Exception as error:  # whatever torch.load raises on a damaged or foreign file
             fail(f"--checkpoint {path}: is no checkpoint of these scripts ({type(error).__name__})")
         wanted = {"algorithm": ALGORITHM, "env": args.env, "gamma": args.gamma, "obs_dim": obs_dim}
@@ -1278,8 +1307,8 @@ def load_checkpoints(args: Args, obs_dim: int, action_dim: int, saved: dict | No
             fail(f"--checkpoint {path}: differs from {paths[0]} in network, steps, run or dataset")
         checkpoints.append((facts, state))
     facts = checkpoints[0][0]
-    agent = Agent([args.seed + i for i in range(args.num_seeds)], **facts["shape"])
     try:
+        agent = Agent([args.seed + i for i in range(args.num_seeds)], **facts["shape"])
         states = [state for _, state in checkpoints]
         stacked = {n: torch.cat([s[n] for s in states]) if t.dim() else t for n, t in states[0].items()}
         agent.load_state_dict({n: stacked[n] for n in agent.state_dict()})  # not what only the last objective needs

@@ -41,6 +41,9 @@ def files(call):
         "lost": {**td3, "dataset": {**torch.load(good)["dataset"], "source": "nowhere"}},  # that is moved or deleted
         "cheetah": {"env": "HalfCheetah-v4"},
         "wide": {"shape": {**torch.load(good)["shape"], "hidden_dim": 16}},
+        "huge": {"shape": {**torch.load(good)["shape"], "hidden_dim": 10**6}},  # terabytes
+        "many": {"shape": {**torch.load(good)["shape"], "num_critics": 10**9}},
+        "float": {"shape": {**torch.load(good)["shape"], "hidden_dim": 8.0}},
         "obs": {"shape": {**torch.load(good)["shape"], "obs_dim": 12}},
         "gamma": {"args": {"gamma": 0.9}},
     }.items():
@@ -58,6 +61,23 @@ def files(call):
             for key, value in good.items():
                 file[key] = value + (np.nan if name == "nan" and key == "rewards" else 0)
             file["terminals"] = np.zeros(terminals)
+    (folder / "raw").write_bytes(b"secret" * 100)
+    for name in ("link", "storage", "virtual"):  # rewards that lie in another file
+        with h5py.File(folder / f"{name}.hdf5", "w") as file:
+            for key in ("observations", "actions"):
+                file[key] = good[key]
+            file["terminals"] = np.zeros(5)
+            if name == "link":
+                file["rewards"] = h5py.ExternalLink("keys.hdf5", "observations")
+            elif name == "storage":
+                file.create_dataset("rewards", (5,), "f8", external=[(str(folder / "raw"), 0, 40)])
+            else:
+                layout = h5py.VirtualLayout((5,), "f8")
+                layout[:] = h5py.VirtualSource("nan.hdf5", "rewards", (5,))
+                file.create_virtual_dataset("rewards", layout)
+    (folder / "symbolic" / "data").mkdir(parents=True)
+    (folder / "symbolic" / "data" / "metadata.json").write_text("{}")
+    (folder / "symbolic" / "data" / "main_data.hdf5").symlink_to(folder / "keys.hdf5")
     with h5py.File(folder / "keys.hdf5", "w") as file:
         file["observations"] = np.zeros((5, 11))
     return folder
@@ -113,6 +133,10 @@ CASES = [
     (PRETRAIN, "--dataset ../files/lengths.hdf5", "arrays do not match"),
     (PRETRAIN, "--dataset ../files/walker2d-medium-v2.hdf5", "recorded in Walker2d"),
     (PRETRAIN, "--dataset ../files/nan.hdf5", "not finite"),
+    (PRETRAIN, "--dataset ../files/link.hdf5", "rewards lies in another file"),
+    (PRETRAIN, "--dataset ../files/storage.hdf5", "rewards lies in another file"),
+    (PRETRAIN, "--dataset ../files/virtual.hdf5", "rewards lies in another file"),
+    (PRETRAIN, "--dataset ../files/symbolic", "main_data.hdf5 is a symbolic link"),
     (PRETRAIN, "--dataset ../files", "available here:"),
     (PRETRAIN, "--dataset hopper/tiny-v0 --offline-steps 0", "--offline-steps 0"),
     (FINETUNE, "", "--checkpoint is missing"),
@@ -125,6 +149,9 @@ CASES = [
     (FINETUNE, "--checkpoint ../files/td3.pt", "its algorithm is td3, here it is sac"),
     (FINETUNE, "--checkpoint ../files/cheetah.pt", "its env is HalfCheetah-v4, here it is Hopper-v4"),
     (FINETUNE, "--checkpoint ../files/wide.pt", "its tensors do not fit"),
+    (FINETUNE, "--checkpoint ../files/huge.pt", "is no checkpoint of these scripts (ValueError)"),
+    (FINETUNE, "--checkpoint ../files/many.pt", "is no checkpoint of these scripts (ValueError)"),
+    (FINETUNE, "--checkpoint ../files/float.pt", "its tensors do not fit"),
     (FINETUNE, "--checkpoint ../files/obs.pt", "its obs_dim is 12, here it is 11"),
     (FINETUNE, "--checkpoint ../files/gamma.pt", "its gamma is 0.9, here it is 0.99"),
     (FINETUNE, "--checkpoint ../files/td3.pt --q-filter-percentile 100", "--q-filter-percentile 100"),
