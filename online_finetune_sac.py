@@ -96,7 +96,7 @@ class Args:
     runs_dir: str = "runs"  # results go to <runs-dir>/<env>/<script>[-<tag>]/seed<k>/
     overwrite: bool = False  # replace a run of the same settings
     resume: str | None = None  # folder of a run that was cut (above its seeds): goes on with the run's own options
-    checkpoint_every: int = 10_000  # steps between saves of what --resume goes on from
+    checkpoint_every: float = 1.0  # minutes between saves of what --resume goes on from
     # data
     checkpoint: str | None = None
     """checkpoint.pt or a run's folder (seed k continues from its seed k; a lone one serves all seeds).
@@ -1000,6 +1000,7 @@ class Run:
         self.args, self.saved, self.device = args, saved, "cpu"
         self.started = time.time() - (saved["seconds"] if saved else 0)
         self.stopped, self.kept, self.frozen = 0, 0, {}  # signal, rows in resume.rows, where a seed diverged
+        self.kept_at, self.keep_seconds = 0.0, 60 * args.checkpoint_every
         if args.device != "cpu" and torch.cuda.is_available():
             self.device = "cuda"
         self.seeds = [args.seed + i for i in range(args.num_seeds)]
@@ -1163,8 +1164,11 @@ class Run:
             checkpoint = {**facts, "seed": self.seeds[i], "shape": agent.shape, "agent": own}
             save_torch(checkpoint, self.folders[i] / "checkpoint.pt")
 
-    def keep(self, agent: Agent, reference: Agent, table: ReplayTable, loops: list[Loop], due: bool, more=dict) -> None:
+    def keep(
+        self, agent: Agent, reference: Agent, table: ReplayTable, loops: list[Loop], more: Callable = dict
+    ) -> None:
         """Saves what --resume goes on from, if that is due; ends the run here if it was told to stop."""
+        due = time.time() - self.kept_at >= self.keep_seconds
         full = table.capacity and table.added - self.kept == table.capacity  # or the ring would lose rows
         if not (due or full or self.stopped):
             return
@@ -1185,6 +1189,7 @@ class Run:
         state["random"] = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if self.device == "cuda" else [])]
         state["logs"] = {str(path.relative_to(self.folder)): path.stat().st_size for path in logs}
         save_torch(state | more(), self.folders[0] / "resume.pt")
+        self.kept_at = time.time()
         if self.stopped:
             self.save(agent)
             raise KeyboardInterrupt
@@ -1410,7 +1415,7 @@ def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None
             run.record(agent, evaluation, metrics | collector.read())
             progress.set_postfix_str(f"return {evaluation.returns.mean():.0f}")
         if not resumes:
-            run.keep(agent, reference, table, loops, step % args.checkpoint_every == 0, collector.state)
+            run.keep(agent, reference, table, loops, collector.state)
         if step == args.online_steps:
             break
         action = collector.random_action() if step < args.warmup_steps and not pretrained else acting(collector.obs)

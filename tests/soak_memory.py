@@ -48,7 +48,7 @@ def main() -> int:
     sac.Run.record, sac.select_action, sac.update = measured, act, update
     with tempfile.TemporaryDirectory() as folder:
         args = sac.Args(online_steps=options.steps, warmup_steps=0, replay_capacity=50_000, batch_size=8, hidden_dim=8)
-        args.eval_episodes, args.checkpoint_every, args.compile, args.runs_dir = 1, 25_000, "off", folder
+        args.eval_episodes, args.checkpoint_every, args.compile, args.runs_dir = 1, 0.1, "off", folder
         sac.main(args)
     with open(options.out, "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([["env_step", "resident_mb"], *rows])

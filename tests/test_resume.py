@@ -26,7 +26,7 @@ import torch
 import sac_scratch
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = "--num-seeds 2 --batch-size 16 --eval-episodes 1 --eval-every 20 --checkpoint-every 7 --compile off"
+SMALL = "--num-seeds 2 --batch-size 16 --eval-episodes 1 --eval-every 20 --checkpoint-every 0.001 --compile off"
 DATA = "--dataset hopper/tiny-v0"
 BOTH = f"{SMALL} {DATA} --hidden-dim 16 --offline-steps 30 --online-steps 40"
 CASES = {
