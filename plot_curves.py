@@ -36,6 +36,7 @@ import json
 import math
 import re
 import sys
+import textwrap
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -473,7 +474,7 @@ def finish_axes(ax, title, x_label, y_label, handles):
     columns = 2 if len(handles) > 3 and max(len(handle.get_label()) for handle in handles) <= 42 else 1
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": columns}
     ax.legend(handles=handles, **place, fontsize=8, handlelength=3, frameon=False)
-    ax.set(title=title, xlabel=x_label, ylabel=y_label)
+    ax.set(title=textwrap.fill(title, 60), xlabel=x_label, ylabel=y_label)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     ax.margins(x=0.02)

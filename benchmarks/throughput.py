@@ -6,10 +6,13 @@ speed wanders treats them alike; the median over turns is printed.
 
     OMP_NUM_THREADS=1 python benchmarks/throughput.py                 SAC, one seed on this machine
     OMP_NUM_THREADS=1 python benchmarks/throughput.py --algorithm td3_bc
+    OMP_NUM_THREADS=1 python benchmarks/throughput.py --algorithm iql, or awac
     python benchmarks/throughput.py --algorithm cql_sac --updates 10  all cores
+    python benchmarks/throughput.py --algorithm o3f_select --updates-per-step 20 --updates 10
     python benchmarks/throughput.py --num-seeds 10 --device cuda      ten seeds on a GPU
 """
 
+import copy
 import csv
 import math
 import sys
@@ -25,18 +28,22 @@ import torch.nn.functional as F
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import awac  # noqa: E402
 import cql_sac  # noqa: E402
+import iql  # noqa: E402
+import o3f_select  # noqa: E402
 import sac_scratch as sac  # noqa: E402
 import td3_bc  # noqa: E402
 
 
 @dataclass
 class Args:
-    algorithm: Literal["sac", "td3_bc", "cql_sac"] = "sac"  # sac_scratch.py, td3_bc.py or cql_sac.py
+    algorithm: Literal["sac", "td3_bc", "cql_sac", "iql", "awac", "o3f_select"] = "sac"  # script; sac: sac_scratch.py
     env: str = "Hopper-v4"  # Gymnasium id
-    num_seeds: int = 1  # seeds of the stacked script; the plain SAC has one
+    num_seeds: int = 1  # seeds of the stacked script; the plain version has one
     device: str = "cpu"  # cpu or cuda
     updates: int = 100  # updates (and environment steps) a turn
+    updates_per_step: int = 1  # updates an online step (O3F: 20)
     turns: int = 5  # turns of every variant
     out: str | None = None  # also write the table to this CSV
 
@@ -44,6 +51,16 @@ class Args:
 def mlp(inputs: int, outputs: int, device: str) -> nn.Sequential:
     layers = nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, outputs)
     return nn.Sequential(*layers).to(device)
+
+
+def draw(rows: np.ndarray, sizes: list[int], device: str) -> tuple[torch.Tensor, ...]:
+    return torch.from_numpy(rows[np.random.randint(len(rows), size=256)]).to(device).split(sizes, 1)
+
+
+def descend(adam: torch.optim.Adam, loss: torch.Tensor) -> None:
+    adam.zero_grad()
+    loss.backward()
+    adam.step()
 
 
 @torch.no_grad()
@@ -74,28 +91,18 @@ class PlainSAC:
         return x.tanh(), (normal.log_prob(x) - 2 * (math.log(2) - x - F.softplus(-2 * x))).sum(-1)
 
     def update(self, rows: np.ndarray, sizes: list[int]) -> None:
-        batch = torch.from_numpy(rows[np.random.randint(len(rows), size=256)]).to(self.device)
-        obs, action, reward, next_obs, terminated, _ = batch.split(sizes, 1)
+        obs, action, reward, next_obs, terminated, _ = draw(rows, sizes, self.device)
         alpha = self.log_alpha.exp().detach()
         with torch.no_grad():
             next_action, log_prob = self.sample(next_obs)
             x = torch.cat([next_obs, next_action], 1)
             next_q = torch.min(self.t1(x), self.t2(x)) - alpha * log_prob[:, None]
             target = reward + 0.99 * (1 - terminated) * next_q
-        loss = self.critic_loss(obs, action, target, next_obs)
-        self.critic_adam.zero_grad()
-        loss.backward()
-        self.critic_adam.step()
+        descend(self.critic_adam, self.critic_loss(obs, action, target, next_obs))
         new, log_prob = self.sample(obs)
         x = torch.cat([obs, new], 1)
-        loss = (alpha * log_prob[:, None] - torch.min(self.q1(x), self.q2(x))).mean()
-        self.actor_adam.zero_grad()
-        loss.backward()
-        self.actor_adam.step()
-        loss = -self.log_alpha.exp() * (log_prob.detach() + self.target_entropy).mean()
-        self.alpha_adam.zero_grad()
-        loss.backward()
-        self.alpha_adam.step()
+        descend(self.actor_adam, (alpha * log_prob[:, None] - torch.min(self.q1(x), self.q2(x))).mean())
+        descend(self.alpha_adam, -self.log_alpha.exp() * (log_prob.detach() + self.target_entropy).mean())
         move(self.targets, self.critics)
 
     def critic_loss(self, obs, action, target, next_obs):
@@ -140,31 +147,143 @@ class PlainTD3BC:
         return (action + 0.1 * torch.randn_like(action)).clamp(-1, 1)
 
     def update(self, rows: np.ndarray, sizes: list[int]) -> None:
-        batch = torch.from_numpy(rows[np.random.randint(len(rows), size=256)]).to(self.device)
-        obs, action, reward, next_obs, terminated, _ = batch.split(sizes, 1)
+        obs, action, reward, next_obs, terminated, _ = draw(rows, sizes, self.device)
         with torch.no_grad():
             noise = (0.2 * torch.randn_like(action)).clamp(-0.5, 0.5)
             x = torch.cat([next_obs, (self.target_actor(next_obs).tanh() + noise).clamp(-1, 1)], 1)
             target = reward + 0.99 * (1 - terminated) * torch.min(self.t1(x), self.t2(x))
         x = torch.cat([obs, action], 1)
-        loss = F.mse_loss(self.q1(x), target) + F.mse_loss(self.q2(x), target)
-        self.critic_adam.zero_grad()
-        loss.backward()
-        self.critic_adam.step()
+        descend(self.critic_adam, F.mse_loss(self.q1(x), target) + F.mse_loss(self.q2(x), target))
         self.updates += 1
         if self.updates % 2:
             return
         new = self.actor(obs).tanh()
         q = self.q1(torch.cat([obs, new], 1))
-        loss = F.mse_loss(new, action) - 2.5 * q.mean() / q.abs().mean().detach()
-        self.actor_adam.zero_grad()
-        loss.backward()
-        self.actor_adam.step()
+        descend(self.actor_adam, F.mse_loss(new, action) - 2.5 * q.mean() / q.abs().mean().detach())
         move(self.targets, self.critics)
         move(list(self.target_actor.parameters()), list(self.actor.parameters()))
 
 
+class PlainAWAC:
+    """One seed, eager, two critic networks; the same arithmetic as awac.py."""
+
+    def __init__(self, obs_dim: int, action_dim: int, device: str):
+        self.device, self.actor = device, mlp(obs_dim, action_dim, device)
+        self.log_std = torch.zeros(action_dim, device=device, requires_grad=True)
+        self.q1, self.q2, self.t1, self.t2 = (mlp(obs_dim + action_dim, 1, device) for _ in range(4))
+        self.critics = [*self.q1.parameters(), *self.q2.parameters()]
+        self.targets = [*self.t1.parameters(), *self.t2.parameters()]
+        self.critic_adam = torch.optim.Adam(self.critics, 3e-4)
+        self.actor_adam = torch.optim.Adam([*self.actor.parameters(), self.log_std], 3e-4)
+
+    def policy(self, obs):
+        return torch.distributions.Normal(self.actor(obs).tanh(), self.log_std.clamp(-5, 2).exp())
+
+    def act(self, obs):
+        return self.policy(obs).sample().clamp(-1, 1)
+
+    def imitate(self, obs, action, weight) -> None:
+        descend(self.actor_adam, -(weight * self.policy(obs).log_prob(action).sum(1, keepdim=True)).mean())
+
+    def update(self, rows: np.ndarray, sizes: list[int]) -> None:
+        obs, action, reward, next_obs, terminated, _ = draw(rows, sizes, self.device)
+        with torch.no_grad():
+            x = torch.cat([next_obs, self.act(next_obs)], 1)
+            target = reward + 0.99 * (1 - terminated) * torch.min(self.t1(x), self.t2(x))
+            x = torch.cat([obs, self.act(obs)], 1)
+            policy_q = torch.min(self.q1(x), self.q2(x))
+        x = torch.cat([obs, action], 1)
+        q1, q2 = self.q1(x), self.q2(x)
+        descend(self.critic_adam, F.mse_loss(q1, target) + F.mse_loss(q2, target))
+        move(self.targets, self.critics)
+        self.imitate(obs, action, len(obs) * (torch.min(q1, q2).detach() - policy_q).softmax(0))
+
+
+class PlainIQL(PlainAWAC):
+    """The same arithmetic as iql.py, with rewards as they come."""
+
+    def __init__(self, obs_dim: int, action_dim: int, device: str):
+        super().__init__(obs_dim, action_dim, device)
+        self.value = mlp(obs_dim, 1, device)
+        self.value_adam = torch.optim.Adam(self.value.parameters(), 3e-4)
+        self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.actor_adam, 100_000)
+
+    def update(self, rows: np.ndarray, sizes: list[int]) -> None:
+        obs, action, reward, next_obs, terminated, _ = draw(rows, sizes, self.device)
+        x = torch.cat([obs, action], 1)
+        with torch.no_grad():
+            data_q = torch.min(self.t1(x), self.t2(x))
+        advantage = data_q - self.value(obs)
+        descend(self.value_adam, (torch.where(advantage > 0, 0.7, 0.3) * advantage**2).mean())
+        with torch.no_grad():
+            target = reward + 0.99 * (1 - terminated) * self.value(next_obs)
+        descend(self.critic_adam, F.mse_loss(self.q1(x), target) + F.mse_loss(self.q2(x), target))
+        move(self.targets, self.critics)
+        self.imitate(obs, action, (3 * advantage.detach()).exp().clamp(max=100))
+        self.cosine.step()
+
+
+class PlainO3F:
+    """One seed, eager, five critic networks; the same arithmetic as o3f_select.py, for the scales of main's rows:
+    actions of mean 0 and deviation 0.72, rewards up to 1, so V is in [-100, 100]. Only the two target critics that
+    are drawn are run."""
+
+    def __init__(self, obs_dim: int, action_dim: int, device: str):
+        self.device, self.std = device, 0.72
+        self.actor, self.value = mlp(obs_dim, 2 * action_dim, device), mlp(obs_dim, 1, device)
+        self.encoder = mlp(obs_dim + action_dim, 4 * action_dim, device)
+        self.decoder = mlp(obs_dim + 2 * action_dim, action_dim, device)
+        self.critics = nn.ModuleList(mlp(obs_dim + action_dim, 1, device) for _ in range(5))
+        targets = (copy.deepcopy(net).requires_grad_(False) for net in (self.actor, self.decoder, self.critics))
+        self.t_actor, self.t_decoder, self.t_critics = targets
+        vae = [*self.encoder.parameters(), *self.decoder.parameters()]
+        self.actor_adam, self.vae_adam = torch.optim.Adam(self.actor.parameters(), 3e-4), torch.optim.Adam(vae, 3e-4)
+        self.critic_adam = torch.optim.Adam(self.critics.parameters(), 3e-4)
+        self.value_adam = torch.optim.Adam(self.value.parameters(), 3e-4)
+
+    def decode(self, decoder, obs, latent):
+        return self.std * decoder(torch.cat([obs, latent], 1))
+
+    def act(self, obs):
+        action = self.decode(self.t_decoder, obs, 2 * self.actor(obs).tanh()).clamp(-1, 1)
+        action = (action + 0.2 * torch.randn(100, action.shape[1], device=self.device)).clamp(-1, 1)
+        x = torch.cat([obs.expand(100, -1), action], 1)
+        return action[torch.stack([critic(x) for critic in self.critics]).mean(0).argmax(0)]
+
+    def target_q(self, obs, noise, subset):
+        x = torch.cat([obs, self.decode(self.t_decoder, obs, 2 * self.t_actor(obs).tanh() + noise)], 1)
+        return torch.min(*(self.t_critics[i](x) for i in subset))
+
+    def update(self, rows: np.ndarray, sizes: list[int], policy_turn: bool = True) -> None:
+        obs, action, reward, next_obs, terminated, _ = draw(rows, sizes, self.device)
+        noise = torch.randn(2, len(obs), 2 * action.shape[1], device=self.device)
+        x, subset = torch.cat([obs, action], 1), np.random.choice(5, 2, replace=False)
+        with torch.no_grad():
+            target = reward + 0.99 * (1 - terminated) * self.value(next_obs)
+        descend(self.critic_adam, sum(F.mse_loss(critic(x), target) for critic in self.critics))
+        with torch.no_grad():
+            target = self.target_q(obs, (0.1 * noise[0]).clamp(-0.2, 0.2), subset).clamp(-100, 100)
+        value = self.value(obs)
+        descend(self.value_adam, F.mse_loss(value, target))
+        move(list(self.t_critics.parameters()), list(self.critics.parameters()))
+        if not policy_turn:
+            return
+        with torch.no_grad():
+            advantage = reward + 0.99 * (1 - terminated) * self.target_q(next_obs, 0, subset) - value
+        mean, log_std = self.encoder(x).chunk(2, 1)
+        log_std = log_std.clamp(-4, 4)
+        decoded = self.decode(self.decoder, obs, mean + log_std.exp() * noise[1])
+        error = ((action - decoded) / self.std).square().sum(1, keepdim=True)
+        kl = (0.5 * (mean**2 + (2 * log_std).exp() - 1) - log_std).sum(1, keepdim=True)
+        descend(self.vae_adam, (torch.where(advantage > 0, 0.9, 0.1) * (error + kl)).mean())
+        x = torch.cat([obs, self.decode(self.t_decoder, obs, 2 * self.actor(obs).tanh())], 1)
+        descend(self.actor_adam, -sum(critic(x).mean() for critic in self.critics) / 5)
+        move(list(self.t_decoder.parameters()), list(self.decoder.parameters()))
+        move(list(self.t_actor.parameters()), list(self.actor.parameters()))
+
+
 SCRIPTS = {"sac": (sac, PlainSAC), "td3_bc": (td3_bc, PlainTD3BC), "cql_sac": (cql_sac, PlainCQL)}
+SCRIPTS |= {"iql": (iql, PlainIQL), "awac": (awac, PlainAWAC), "o3f_select": (o3f_select, PlainO3F)}
 
 
 def stacked(args: Args, compile: str, layer_norm: bool, rows: np.ndarray, obs_dim: int, action_dim: int):
@@ -173,17 +292,24 @@ def stacked(args: Args, compile: str, layer_norm: bool, rows: np.ndarray, obs_di
     options = script.Args(env=args.env, num_seeds=args.num_seeds, compile=compile)
     if script is cql_sac:
         options.cql_alpha = 5.0
-    agent = script.Agent(seeds, obs_dim, action_dim, 256, 2, layer_norm).to(args.device)
+    agent = script.Agent(seeds, obs_dim, action_dim, 256, options.num_critics, layer_norm)
+    if script is o3f_select:
+        script.set_scales(agent, rows[:, obs_dim : obs_dim + action_dim], rows[:, obs_dim + action_dim], options.gamma)
+    agent = agent.to(args.device)
     table = script.ReplayTable(rows, args.num_seeds, agent.shape, 100_000, "append", args.device)
-    updates = script.update_loop(agent, table, options, total=10**9, repeat=1)
+    updates = online_updates = script.update_loop(agent, table, options, total=10**9, repeat=1)
+    if args.updates_per_step > 1:
+        if script is o3f_select:  # online, one policy update a step
+            options.policy_delay = args.updates_per_step
+        online_updates = script.update_loop(agent, table, options, total=10**9, repeat=args.updates_per_step)
     acting = script.Acting(agent, agent.shape, options, args.device)
-    envs = sac.make_envs(args.env, args.num_seeds)
+    envs = sac.make_envs(args.env, seeds)
     obs, _ = envs.reset(seed=seeds)
 
     def online_step() -> None:
         nonlocal obs
         action = acting(obs)
-        updates()
+        online_updates()
         next_obs, reward, terminated, truncated, _ = envs.step(action)
         table.add(obs, action, reward, next_obs, terminated, truncated)
         obs = next_obs
@@ -205,7 +331,9 @@ def plain(args: Args, rows: np.ndarray, obs_dim: int, action_dim: int):
         obs, _, terminated, truncated, _ = env.step(action)
         if terminated or truncated:
             obs, _ = env.reset()
-        agent.update(rows, sizes)
+        for left in reversed(range(args.updates_per_step)):
+            turn = [left == 0] if args.algorithm == "o3f_select" else []  # O3F: one policy update a step
+            agent.update(rows, sizes, *turn)
 
     return lambda: agent.update(rows, sizes), online_step
 
@@ -245,6 +373,9 @@ def main(args: Args) -> None:
         offline, online = (np.median(found) for found in rates[name])
         ratios = [f"{offline * seeds / base[0]:.2f}", f"{online * seeds / base[1]:.2f}"]
         table.append([name, seeds, f"{offline:.0f}", ratios[0], f"{online:.0f}", ratios[1], hardware])
+    if args.updates_per_step != 1:
+        for row, cell in zip(table, ["updates an online step"] + [args.updates_per_step] * len(variants), strict=True):
+            row.insert(-1, cell)
     for row in table:
         print("  ".join(f"{cell!s:<38}" if i == 0 else f"{cell!s:>16}" for i, cell in enumerate(row)))
     if args.out:
