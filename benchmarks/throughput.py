@@ -372,7 +372,8 @@ def main(args: Args) -> None:
     for name, (_, seeds) in variants.items():
         offline, online = (np.median(found) for found in rates[name])
         ratios = [f"{offline * seeds / base[0]:.2f}", f"{online * seeds / base[1]:.2f}"]
-        table.append([name, seeds, f"{offline:.0f}", ratios[0], f"{online:.0f}", ratios[1], hardware])
+        offline, online = (f"{rate:.{0 if rate >= 10 else 1}f}" for rate in (offline, online))
+        table.append([name, seeds, offline, ratios[0], online, ratios[1], hardware])
     if args.updates_per_step != 1:
         for row, cell in zip(table, ["updates an online step"] + [args.updates_per_step] * len(variants), strict=True):
             row.insert(-1, cell)

@@ -964,7 +964,8 @@ class Reach(gym.Env):
         self.action_space = gym.spaces.Box(-2, 2, (2,), np.float32)
 
     def seen(self):
-        return {"observation": self.places.copy(), "achieved_goal": self.places[1].copy(), "desired_goal": self.goal.copy()}
+        seen = {"observation": self.places, "achieved_goal": self.places[1], "desired_goal": self.goal}
+        return {key: value.copy() for key, value in seen.items()}
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
