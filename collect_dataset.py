@@ -215,8 +215,13 @@ def make_env(env_id: str) -> gym.Env:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
         env = gym.make(env_id, disable_env_checker=True)
-    if isinstance(env.observation_space, gym.spaces.Dict):  # an observation and its goal
-        env = gym.wrappers.FlattenObservation(env)
+    if isinstance(env.observation_space, gym.spaces.Dict):  # an observation and its goal, flattened in Minari's order
+        from minari.serialization import deserialize_space, serialize_space
+
+        space = deserialize_space(serialize_space(env.observation_space))  # its keys sorted
+        env = gym.wrappers.TransformObservation(
+            env, partial(gym.spaces.flatten, space), gym.spaces.flatten_space(space)
+        )
     box = isinstance(env.action_space, gym.spaces.Box) and env.action_space.is_bounded()
     return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)) if box else env
 

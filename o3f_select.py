@@ -3,31 +3,31 @@
 LAPO's policy picks a latent, and a decoder turns it into an action like the data's better ones. So its critics need no
 training to push unseen actions down, and online they may be asked which action near the policy's is worth trying.
 
-Papers: O3F, "Fine-tuning offline policies with optimistic action selection", algorithm 1; LAPO, Chen et al. 2022
-(arXiv 2203.08949); for the critics REDQ, Chen et al. 2021 (arXiv 2101.05982).
+Papers: O3F, "Fine-tuning offline policies with optimistic action selection"; LAPO, 2203.08949; REDQ, 2101.05982 (arXiv).
 
 Objective (D the decoder, f the latent policy, primes for targets, M a random subset of the critics)
     acting  argmax_i mean_e Q_e(s, c_i) + omega std_e Q_e(s, c_i),  c_i ~ N(pi(s), sigma^2)     optimistic_action, O3F
             pi(s) = D'(s, f(s)), clipped to the bounds; f in (-2, 2)                            best_action
     critic  L(phi) = sum_e mean_B (c r + gamma (1 - terminated) V(s') - Q_e(s, a))^2            critic_loss
     value   L(psi) = mean_B (V(s) - clip(min_M Q'_e(s, D'(s, f'(s) + noise))))^2                value_loss
-    decoder L = mean_B w (|a - D(s, z)|^2 + KL(q(z|s, a), N(0, 1))),  z ~ q(z|s, a)             vae_loss
+    decoder L = mean_B w (|a - D(s, z)|^2 / std^2 + beta KL(q(z|s, a), N(0, 1))),  z ~ q(z|s, a)  vae_loss
             w = 0.9 if c r + gamma (1 - terminated) min_M Q'_e(s', D'(s', f'(s'))) > V(s), else 0.1
     actor   L(theta) = -mean_B mean_e Q_e(s, D'(s, f(s))), weighted by q_filter                 actor_loss
 
 Symbols and shapes: S seeds, E critics, B batch, O observation, A action, Z = 2 A latent, N candidates. The seed axis
-comes first everywhere: obs (S, B, O), action (S, B, A) in [-1, 1], reward and V (S, B), Q (S, E, B).
+comes first everywhere: obs (S, B, O), action (S, B, A) in [-1, 1], reward and V (S, B), Q (S, E, B). std is of the
+data's actions, beta --kl-weight, noise N(0, 0.1^2) within 0.2; clip: to the data's extreme rewards / (1 - gamma).
 
 Reads   --dataset (Minari or D4RL; by default the bundled one), with --offline-steps 0 a checkpoint of its own.
 Writes  runs/<env>/o3f_select-<dataset>[-<tag>]/seed<k>/: config.json, eval.csv (a row an episode; return is
-        undiscounted, in the environment's units), metrics.csv (Q and V in units of c r, c one over the largest reward
-        of the data), TensorBoard events, checkpoint.pt, which this script continues from with --offline-steps 0.
+        undiscounted, in the environment's units), metrics.csv (q/ and candidates/ in units of c r, c one over the
+        largest |r| of the data), TensorBoard events, checkpoint.pt, to continue from with --offline-steps 0.
 
 Differs from iql.py: a latent policy and its decoder in place of a Gaussian, and many updates of the critics a step.
 
 Deviations: two hidden layers, batches of 256, rates of 3e-4 (LAPO: three, 512, 2e-4); observations as they come; V
-before its step in w. O3F leaves open: M is drawn anew for each update; the policy climbs the mean of all critics (LAPO:
-the first); --subset-size, --policy-updates-per-step.
+before its step and Q' after it in w. O3F leaves open: M, drawn anew for each update; the policy climbs the mean of all
+critics (LAPO: the first); --subset-size; --policy-updates-per-step, which stands for --policy-delay online.
 
 Run, two minutes on a CPU core (return about RETURN):
     python o3f_select.py --offline-steps 2000 --eval-every 1000
@@ -107,7 +107,7 @@ class Args:
     actor_lr: float = 3e-4  # Adam's step size
     critic_lr: float = 3e-4  # Adam's step size
     policy_delay: int = 1  # critic updates for each update of the policy
-    num_critics: int = 5  # critics a seed; the minimum over them is used
+    num_critics: int = 5  # critics a seed; a minimum over them is used
     layer_norm: bool = False  # LayerNorm in the critics
     hidden_dim: int = 256  # width of the two hidden layers
     # online
@@ -305,18 +305,18 @@ def vae_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, noise: Tenso
     decoded, mean, log_std = functional_call(agent.vae, params, (batch.obs, batch.action, noise))
     error = ((batch.action - decoded) / agent.vae.decoder.std).square().sum(2)  # (S, B)
     kl = (0.5 * (mean.square() + (2 * log_std).exp() - 1) - log_std).sum(2)
-    positive = advantage > 0
-    weight = torch.where(positive, ADVANTAGE_WEIGHT, 1 - ADVANTAGE_WEIGHT)
+    weight = torch.where(advantage > 0, ADVANTAGE_WEIGHT, 1 - ADVANTAGE_WEIGHT)
     loss = (weight * (error + args.kl_weight * kl)).mean(1)  # (S,)
     metrics = {"loss/vae": loss, "vae/error": error.mean(1), "vae/kl": kl.mean(1)}
-    return loss.sum(), metrics | {"weight/positive_share": positive.float().mean(1)}
+    return loss.sum(), metrics | {"weight/positive_share": (advantage > 0).float().mean(1)}
 
 
 def actor_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, args: Args, data_q: Tensor):
     """-mean_e Q of the decoded latent, Q-filtered; data_q (S, B): min_e Q of the batch's actions."""
     action = agent.target_decoder(batch.obs, functional_call(agent.actor, params, (batch.obs,)))
     every_q = agent.critic(batch.obs, action)  # (S, E, B)
-    keep, filter_metrics = q_filter(data_q if args.q_filter_actions == "data" else every_q.detach().amin(1), args)
+    filter_q = (data_q if args.q_filter_actions == "data" else every_q.detach().amin(1)) / agent.reward_scale
+    keep, filter_metrics = q_filter(filter_q, args)
     loss = -(keep * every_q.mean(1)).sum(1) / keep.sum(1).clamp(min=1e-6)  # (S,)
     return loss.sum(), {"loss/actor": loss, "q/policy": every_q.amin(1).mean(1), **filter_metrics}
 
@@ -463,8 +463,8 @@ def set_scales(agent: Agent, action: np.ndarray, reward: np.ndarray, gamma: floa
         decoder.mean[:], decoder.std[:] = torch.from_numpy(action.mean(0)), torch.from_numpy(action.std(0) + 1e-3)
     scale = 1 / np.abs(reward).max()
     agent.reward_scale.fill_(scale)
-    agent.value_min.fill_(scale * reward.min() / (1 - gamma))
-    agent.value_max.fill_(scale * reward.max() / (1 - gamma))
+    agent.value_min.fill_(scale * min(reward.min(), 0) / (1 - gamma))  # an episode that ends leaves 0
+    agent.value_max.fill_(scale * max(reward.max(), 0) / (1 - gamma))
 
 
 def fail(message: str) -> NoReturn:
@@ -520,8 +520,13 @@ def make_env(env_id: str) -> gym.Env:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
         env = gym.make(env_id, disable_env_checker=True)
-    if isinstance(env.observation_space, gym.spaces.Dict):  # an observation and its goal
-        env = gym.wrappers.FlattenObservation(env)
+    if isinstance(env.observation_space, gym.spaces.Dict):  # an observation and its goal, flattened in Minari's order
+        from minari.serialization import deserialize_space, serialize_space
+
+        space = deserialize_space(serialize_space(env.observation_space))  # its keys sorted
+        env = gym.wrappers.TransformObservation(
+            env, partial(gym.spaces.flatten, space), gym.spaces.flatten_space(space)
+        )
     box = isinstance(env.action_space, gym.spaces.Box) and env.action_space.is_bounded()
     return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)) if box else env
 
@@ -1023,7 +1028,7 @@ class Run:
         self.seeds = [args.seed + i for i in range(args.num_seeds)]
         self.phase, self.gradient_step, self.env_step = "offline", source["gradient_step"] if source else 0, 0
         data = dataset._asdict() if dataset else source and source["dataset"]
-        self.scores = D4RL_SCORES.get(args.env.rsplit("-v", 1)[0]) or (data and data["scores"])
+        self.scores = D4RL_SCORES.get(args.env.rpartition(":")[2].rsplit("-v", 1)[0]) or (data and data["scores"])
         self.folder = saved["folder"] if saved else Path(args.runs_dir) / args.env / run_name(args, dataset, source)
         self.folders = [self.folder / f"seed{seed}" for seed in self.seeds]
         existing = [str(folder) for folder in self.folders if folder.exists()]
@@ -1055,7 +1060,7 @@ class Run:
             )
             if dataset.dropped:
                 print(f"data: {dataset.dropped} last transitions without a next observation were dropped")
-            if dataset.recorded_in not in (None, self.args.env):
+            if dataset.recorded_in not in (None, self.args.env.rpartition(":")[2]):
                 print(f"data: recorded in {dataset.recorded_in}, another version than {self.args.env}")
         if self.config["checkpoint"]:
             print(f"start: {self.config['checkpoint']['path']}, after {self.gradient_step:,} updates")
@@ -1386,10 +1391,13 @@ def refuse_other_families(args: Args) -> None:
     if script == "cql_sac":
         fail(
             f"--checkpoint {path}: CQL trained its critics to rate unseen actions low, so they cannot tell which "
-            f"one is worth trying (O3F, section 5); python online_finetune_sac.py --checkpoint {path} finetunes it"
+            f"one is worth trying (O3F, section 5); python online_finetune_sac.py --env {args.env} --checkpoint {path} "
+            "finetunes it"
         )
     if family in INSTEAD:
-        command = f"python {INSTEAD[family]} --num-candidates {args.num_candidates} --checkpoint {path}"
+        command = (
+            f"python {INSTEAD[family]} --env {args.env} --num-candidates {args.num_candidates} --checkpoint {path}"
+        )
         fail(f"--checkpoint {path}: is {script}.py's, not this script's; {command} picks optimistic actions with it")
 
 
@@ -1525,7 +1533,8 @@ def main(args: Args) -> None:
     agent, source = None, None
     if args.offline_steps == 0:
         check_network(args)
-        refuse_other_families(args)
+        if not saved:
+            refuse_other_families(args)
         agent, source = load_checkpoints(args, obs_dim, len(low), saved)
     num_critics = agent.critic.num_critics if agent else args.num_critics
     if args.subset_size > num_critics:

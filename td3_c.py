@@ -118,7 +118,7 @@ class Args:
     actor_lr: float = 3e-4  # Adam's step size
     critic_lr: float = 3e-4  # Adam's step size
     policy_delay: int = 2  # critic updates for each update of the policy
-    num_critics: int = 2  # critics a seed; the minimum over them is used
+    num_critics: int = 2  # critics a seed; a minimum over them is used
     hidden_dim: int = 256  # width of the two hidden layers
     network: Literal["layernorm", "relu"] = "layernorm"  # TD3-C's networks (LayerNorm, tanh, ELU) or TD3's
     target_noise: float = 0.2  # standard deviation of the noise on target actions, in units of actions in [-1, 1]
@@ -492,8 +492,13 @@ def make_env(env_id: str) -> gym.Env:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
         env = gym.make(env_id, disable_env_checker=True)
-    if isinstance(env.observation_space, gym.spaces.Dict):  # an observation and its goal
-        env = gym.wrappers.FlattenObservation(env)
+    if isinstance(env.observation_space, gym.spaces.Dict):  # an observation and its goal, flattened in Minari's order
+        from minari.serialization import deserialize_space, serialize_space
+
+        space = deserialize_space(serialize_space(env.observation_space))  # its keys sorted
+        env = gym.wrappers.TransformObservation(
+            env, partial(gym.spaces.flatten, space), gym.spaces.flatten_space(space)
+        )
     box = isinstance(env.action_space, gym.spaces.Box) and env.action_space.is_bounded()
     return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)) if box else env
 
@@ -985,7 +990,7 @@ class Run:
         self.seeds = [args.seed + i for i in range(args.num_seeds)]
         self.phase, self.gradient_step, self.env_step = "offline", source["gradient_step"] if source else 0, 0
         data = dataset._asdict() if dataset else source and source["dataset"]
-        self.scores = D4RL_SCORES.get(args.env.rsplit("-v", 1)[0]) or (data and data["scores"])
+        self.scores = D4RL_SCORES.get(args.env.rpartition(":")[2].rsplit("-v", 1)[0]) or (data and data["scores"])
         self.folder = saved["folder"] if saved else Path(args.runs_dir) / args.env / run_name(args, dataset, source)
         self.folders = [self.folder / f"seed{seed}" for seed in self.seeds]
         existing = [str(folder) for folder in self.folders if folder.exists()]
@@ -1017,7 +1022,7 @@ class Run:
             )
             if dataset.dropped:
                 print(f"data: {dataset.dropped} last transitions without a next observation were dropped")
-            if dataset.recorded_in not in (None, self.args.env):
+            if dataset.recorded_in not in (None, self.args.env.rpartition(":")[2]):
                 print(f"data: recorded in {dataset.recorded_in}, another version than {self.args.env}")
         if self.config["checkpoint"]:
             print(f"start: {self.config['checkpoint']['path']}, after {self.gradient_step:,} updates")
