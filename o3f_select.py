@@ -3,7 +3,7 @@
 LAPO's policy picks a latent, and a decoder turns it into an action like the data's better ones. So its critics need no
 training to push unseen actions down, and online they may be asked which action near the policy's is worth trying.
 
-Papers: O3F, "Fine-tuning offline policies with optimistic action selection"; LAPO, 2203.08949; REDQ, 2101.05982 (arXiv).
+Papers: O3F, "Fine-tuning offline policies with optimistic action selection"; LAPO, REDQ: arXiv 2203.08949, 2101.05982.
 
 Objective (D the decoder, f the latent policy, primes for targets, M a random subset of the critics)
     acting  argmax_i mean_e Q_e(s, c_i) + omega std_e Q_e(s, c_i),  c_i ~ N(pi(s), sigma^2)     optimistic_action, O3F
