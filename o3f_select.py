@@ -29,7 +29,7 @@ Deviations: two hidden layers, batches of 256, rates of 3e-4 (LAPO: three, 512, 
 before its step and Q' after it in w. O3F leaves open: M, drawn anew for each update; the policy climbs the mean of all
 critics (LAPO: the first); --subset-size; --policy-updates-per-step, which stands for --policy-delay online.
 
-Run, two minutes on a CPU core (return about RETURN):
+Run, three minutes on a CPU core (return about 610):
     python o3f_select.py --offline-steps 2000 --eval-every 1000
 Run, in full: pretraining, then O3F online (with --num-candidates 1, its baseline: one noisy draw):
     python o3f_select.py --num-seeds 10
