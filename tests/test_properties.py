@@ -434,25 +434,9 @@ NOT_IN_THE_NAME = {  # they change nothing that is learned, or stand elsewhere
     *("env", "seed", "num_seeds", "device", "compile", "runs_dir", "overwrite", "dataset", "save_dataset"),
     *("checkpoint", "eval_every", "eval_episodes", "resume", "checkpoint_every"),
 }
-WHOLE = 1, 2, 5, 10, 100, 500, 1000, 2000, 5000, 10_000, 100_000, 999_000, 1_000_000, 10**9, 10**12
+WHOLE = 0, 1, 2, 5, 10, 20, 100, 500, 1000, 2000, 5000, 10_000, 100_000, 999_000, 1_000_000, 10**9, 10**12
 REAL = 0.0, 1e-12, 1e-5, 0.0001, 0.001, 0.1, 0.25, 0.5, 0.7, 0.99, 1.0, 2.0, 2.5, 5.0, 10.0, 50.0, 100.0, 1000.0, 1e6
-
-
-@functools.cache
-def option(module, name):
-    """Values that the command line takes for an option, many of which look alike."""
-    hint, (low, high) = typing.get_type_hints(module.Args)[name], module.LIMITS.get(name, (1e-12, 1e12))
-    low, high = (-1e9, 1e9) if low == -1e9 else (low, high)
-    real = choice([n for n in (*REAL, *(-n for n in REAL[1:])) if low <= n <= high]) | st.floats(low, min(high, 1e12))
-    strategies = []
-    for kind in typing.get_args(hint) if NoneType in typing.get_args(hint) else [hint]:
-        if typing.get_origin(kind) is typing.Literal:
-            strategies.append(choice(typing.get_args(kind)))
-        elif kind is int:
-            strategies.append(choice([n for n in (0, *WHOLE) if low <= n <= high]) | ints(math.ceil(low), int(high)))
-        else:
-            strategies.append({float: real.map(lambda n: n + 0.0), bool: st.booleans(), NoneType: st.none()}[kind])
-    return st.one_of(strategies)
+REAL += tuple(-n for n in REAL[1:])
 
 
 @functools.cache
@@ -461,9 +445,27 @@ def learned(module):
 
 
 @functools.cache
-def choices(module):
+def values(module, name):
+    """What the command line takes for an option: (values that look alike, strategy of any)."""
+    hint, (low, high) = typing.get_type_hints(module.Args)[name], module.LIMITS.get(name, (1e-12, 1e12))
+    kinds, high = typing.get_args(hint), min(high, 1e12)
+    optional = NoneType in kinds
+    kind = kinds[0] if optional else hint
+    if kind is int:
+        known, more = [n for n in WHOLE if low <= n <= high], ints(math.ceil(low), int(high))
+    elif kind is float:
+        known, more = [n for n in REAL if low <= n <= high], st.floats(low, high).map(lambda n: n + 0.0)  # no -0.0
+    else:
+        known, more = [False, True] if kind is bool else [*typing.get_args(kind)], st.nothing()
+    known += [None] if optional else []
+    return known, choice(known) | more
+
+
+@functools.cache
+def options(module):
     """(name, value) of any option."""
-    return st.one_of([option(module, name).map(lambda value, name=name: (name, value)) for name in learned(module)])
+    pairs = [values(module, name)[1].map(lambda value, name=name: (name, value)) for name in learned(module)]
+    return st.one_of(pairs)
 
 
 def dataset_of(name):
@@ -471,43 +473,43 @@ def dataset_of(name):
 
 
 DATASETS = choice([None, "medium-replay", "medium-replay-0f3a", "mixed-00ff", "random"])
-SOURCES = choice([None, "offline_pretrain_sac-medium-replay", "iql-medium-replay-online5k", "td3_bc-random"])
+SOURCES = choice([None, "offline_pretrain_sac-medium-replay", "iql-random", "iql-random-online5k", "td3_bc-random"])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-@examples(60)
-@given(data=st.data(), dataset=DATASETS, source=SOURCES)
-def test_a_runs_name_tells_its_options(script, data, dataset, source):
-    """A few settings at a time, each a small change of one: names are equal just where the options are."""
-    module = importlib.import_module(script)
-    names = choices(module)
-    base, settings_of = dict(data.draw(st.lists(names, max_size=3))), {}
-    for changes in data.draw(st.lists(st.lists(names, max_size=2), min_size=2, max_size=6)):
-        args = module.Args(**base | dict(changes))
-        name = module.run_name(args, dataset_of(dataset), source and {"run": source})
-        assert re.fullmatch(rf"{script}(-[\w.-]+)?", name, re.ASCII)  # a path component without spaces
-        values = tuple(getattr(args, name) for name in learned(module))
-        assert settings_of.setdefault(name, values) == values
-    assert len(set(settings_of.values())) == len(settings_of)
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-@examples(20)
+@examples(6)
 @given(data=st.data())
 def test_each_option_is_in_the_name(script, data):
-    """Alone, with any value but its default; what is not learned from is not."""
+    """Each value of each option, but its default, makes a name of its own; what is not learned from makes none."""
     module = importlib.import_module(script)
-    default = module.run_name(module.Args(), None, None)
+    names = {module.run_name(module.Args(), None, None): None}
     for name in learned(module):
-        value = data.draw(option(module, name))
-        alone = module.run_name(module.Args(**{name: value}), None, None)
-        assert (alone == default) == (value == getattr(module.Args(), name)), (name, value)
+        known, any_value = values(module, name)
+        for value in {*known, *data.draw(st.lists(any_value, max_size=3))} - {getattr(module.Args, name)}:
+            own = module.run_name(module.Args(**{name: value}), None, None)
+            assert names.setdefault(own, (name, value)) == (name, value)
     others = {"env": "Ant-v4", "seed": 7, "num_seeds": 3, "device": "cpu", "compile": "off", "runs_dir": "there"}
     others |= {"overwrite": True, "dataset": "x.hdf5", "eval_every": 9, "eval_episodes": 8, "checkpoint_every": 7}
     others |= {"checkpoint": "x.pt", "save_dataset": "a/b-v0", "resume": "there"}
     assert set(others) == NOT_IN_THE_NAME
     here = {name: value for name, value in others.items() if hasattr(module.Args, name)}
-    assert default == script == module.run_name(module.Args(**here), None, None)
+    assert list(names)[0] == script == module.run_name(module.Args(**here), None, None)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@examples(40)
+@given(data=st.data(), dataset=DATASETS, source=SOURCES)
+def test_a_runs_name_tells_its_options(script, data, dataset, source):
+    """Of settings that are a few changes apart, names are equal just where the options are."""
+    module = importlib.import_module(script)
+    base, found = dict(data.draw(st.lists(options(module), max_size=3))), {}
+    for changes in data.draw(st.lists(st.lists(options(module), max_size=2), min_size=2, max_size=6)):
+        args = module.Args(**base | dict(changes))
+        name = module.run_name(args, dataset_of(dataset), source and {"run": source})
+        assert re.fullmatch(rf"{script}(-[\w.-]+)?", name, re.ASCII)  # a path component without spaces
+        setting = tuple(getattr(args, option) for option in learned(module))
+        assert found.setdefault(name, setting) == setting
+    assert len(set(found.values())) == len(found)
 
 
 @examples(60)
@@ -524,7 +526,7 @@ def test_a_runs_name_tells_its_data_and_where_it_started(pairs):
 @given(data=st.data(), script=choice(SCRIPTS))
 def test_a_name_fits_whatever_the_options_are(data, script):
     module = importlib.import_module(script)
-    args = module.Args(**{name: data.draw(option(module, name)) for name in learned(module)})
+    args = module.Args(**{name: data.draw(values(module, name)[1]) for name in learned(module)})
     assert len(module.run_name(args, None, None)) <= 255
 
 
@@ -555,16 +557,16 @@ def test_runs_from_two_sources_have_two_names(one, other):
 # ---- curves ----
 
 HEADER = "phase,gradient_step,env_step,episode,return,length,normalized_score,seconds\n"  # Run.make_folders
-RUNS = "sac_scratch", "sac_scratch-qf25", "iql-medium-replay", "iql-medium-replay-from-iql-online5k", "td3_c"
+RUNS = "sac_scratch", "sac_scratch-qf25", "iql", "iql-medium-replay", "iql-medium-replay-from-iql-online5k", "td3_c"
 
 
 @st.composite
 def evaluations(draw):
     """Rows of an eval.csv: offline ones, online ones, the last perhaps written again as a resumed run does."""
     rng, count, rows = random.Random(draw(NUMBERS)), draw(ints(1, 3)), []
-    start, scored = 1000 * draw(ints(0, 2)), draw(st.booleans())
-    steps = [("offline", 1000 * i, 0) for i in range(draw(ints(0, 3)))]
-    steps += [("online", start + 500 * i, 500 * i) for i in range(draw(ints(0, 4)))]
+    start, every, scored = 1000 * draw(ints(0, 2)), draw(choice([300, 500])), draw(st.booleans())
+    steps = [("offline", every * i, 0) for i in range(draw(ints(0, 3)))]
+    steps += [("online", start + every * i, every * i) for i in range(draw(ints(0, 4)))]
     for where in steps + steps[-1:] * draw(st.booleans()):
         for episode in range(count):
             value = round(rng.gauss(0, 1000), 3)
