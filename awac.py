@@ -902,9 +902,7 @@ def as_option(name: str, value: object) -> str:
 def next_command(script: str, run: Run, args: Args) -> str:
     """The command that continues from this run, its objective included where the same script goes on."""
     own = [name for name in OBJECTIVE_ARGS if script.startswith(SCRIPT)]
-    names = [
-        name for name in ("seed", "num_seeds", "gamma", "runs_dir", *own) if getattr(args, name) != getattr(Args, name)
-    ]
+    names = [n for n in ("seed", "num_seeds", "gamma", "runs_dir", *own) if getattr(args, n) != getattr(Args, n)]
     options = "".join(f" {as_option(name, getattr(args, name))}" for name in names)
     return f"next: python {script} --env {args.env} --checkpoint {run.folder}{options}"
 
@@ -952,9 +950,7 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     """The options and the state of the run that --resume names; ends with one line if it cannot go on."""
     if args.resume is None:
         return args, None
-    given = [
-        field.name for field in fields(args) if field.name != "resume" and getattr(args, field.name) != field.default
-    ]
+    given = [f.name for f in fields(args) if f.name != "resume" and getattr(args, f.name) != f.default]
     if given:
         fail(f"--{given[0].replace('_', '-')}: --resume goes on with the run's own options; leave it out")
     folder = Path(args.resume)
@@ -1281,21 +1277,21 @@ def find_checkpoints(args: Args) -> list[Path]:
                 found.append((config["started"] + config["seconds"], path.parents[1]))
         if not found:
             script = f"{SCRIPT}.py" if own else PRETRAINING[ALGORITHM]
-            fail(
-                f"--checkpoint is missing: {args.runs_dir}/{args.env} has no finished offline run of the "
-                f"{ALGORITHM} family; python {script} --env {args.env} makes one"
-            )
+            missing = f"{args.runs_dir}/{args.env} has no finished offline run of the {ALGORITHM} family"
+            fail(f"--checkpoint is missing: {missing}; python {script} --env {args.env} makes one")
         folder = max(found)[1]
     for file in (folder, folder / "checkpoint.pt"):
         if file.is_file():
             return [file] * args.num_seeds
     wanted = [folder / f"seed{args.seed + i}" / "checkpoint.pt" for i in range(args.num_seeds)]
     there = sorted(folder.glob("seed*/checkpoint.pt"))
-    if len(there) == 1:
-        return there * args.num_seeds
-    missing = [path for path in wanted if path not in there]
-    if missing:
-        fail(f"--checkpoint {folder}: {missing[0]} does not exist (seeds there: {len(there)})")
+    wanted = there * args.num_seeds if len(there) == 1 else wanted
+    for path in wanted:
+        if path not in there:
+            fail(f"--checkpoint {folder}: {path} does not exist (seeds there: {len(there)})")
+        config = path.with_name("config.json")
+        if config.is_file() and '"status": "diverged"' in config.read_text():
+            fail(f"--checkpoint {folder}: {path.parent.name} diverged; name {path} to start from its last good state")
     return wanted
 
 
@@ -1336,9 +1332,7 @@ def load_checkpoints(args: Args, obs_dim: int, action_dim: int, saved: dict | No
         here = {name: getattr(args, name) for name in before}
         lost = [as_option(n, v) for n, v in before.items() if v != here[n] and here[n] == getattr(Args, n)]
         if lost:
-            print(
-                f"note: pretrained with {' '.join(lost)}; a checkpoint does not pass that on, say it again to keep it"
-            )
+            print(f"note: pretrained with {' '.join(lost)}; no checkpoint passes that on, say it again to keep it")
     return agent, {**facts, "path": str(paths[0])}
 
 

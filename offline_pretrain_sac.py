@@ -810,9 +810,7 @@ def as_option(name: str, value: object) -> str:
 def next_command(script: str, run: Run, args: Args) -> str:
     """The command that continues from this run, its objective included where the same script goes on."""
     own = [name for name in OBJECTIVE_ARGS if script.startswith(SCRIPT)]
-    names = [
-        name for name in ("seed", "num_seeds", "gamma", "runs_dir", *own) if getattr(args, name) != getattr(Args, name)
-    ]
+    names = [n for n in ("seed", "num_seeds", "gamma", "runs_dir", *own) if getattr(args, n) != getattr(Args, n)]
     options = "".join(f" {as_option(name, getattr(args, name))}" for name in names)
     return f"next: python {script} --env {args.env} --checkpoint {run.folder}{options}"
 
@@ -860,9 +858,7 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     """The options and the state of the run that --resume names; ends with one line if it cannot go on."""
     if args.resume is None:
         return args, None
-    given = [
-        field.name for field in fields(args) if field.name != "resume" and getattr(args, field.name) != field.default
-    ]
+    given = [f.name for f in fields(args) if f.name != "resume" and getattr(args, f.name) != f.default]
     if given:
         fail(f"--{given[0].replace('_', '-')}: --resume goes on with the run's own options; leave it out")
     folder = Path(args.resume)

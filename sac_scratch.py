@@ -917,9 +917,7 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     """The options and the state of the run that --resume names; ends with one line if it cannot go on."""
     if args.resume is None:
         return args, None
-    given = [
-        field.name for field in fields(args) if field.name != "resume" and getattr(args, field.name) != field.default
-    ]
+    given = [f.name for f in fields(args) if f.name != "resume" and getattr(args, f.name) != f.default]
     if given:
         fail(f"--{given[0].replace('_', '-')}: --resume goes on with the run's own options; leave it out")
     folder = Path(args.resume)
