@@ -616,8 +616,11 @@ def read_d4rl(path: Path) -> tuple[list[np.ndarray], dict]:
         if missing:
             raise ValueError(f"it has no {', '.join(missing)}")
         data = {key: file[key][()] for key in ("observations", "actions", "rewards", "terminals", *optional)}
-    if len({len(value) for value in data.values()}) > 1 or data["terminals"].ndim != 1:
+    ends = [data[key] for key in ("terminals", "timeouts") if key in data]
+    if len({len(value) for value in data.values()}) > 1 or any(end.ndim != 1 for end in ends):
         raise ValueError(f"its arrays do not match: { {key: value.shape for key, value in data.items()} }")
+    if any(((end != 0) & (end != 1)).any() for end in ends):
+        raise ValueError("its terminals or timeouts are neither 0 nor 1")
     obs, terminated = data["observations"], data["terminals"].astype(bool)
     truncated = data.get("timeouts", np.zeros(len(terminated))).astype(bool) & ~terminated
     next_obs, drop = data.get("next_observations"), np.zeros(len(terminated), bool)

@@ -56,11 +56,11 @@ def files(call):
         for key, shape in {"observations": (5, 17), "actions": (5, 6), "rewards": 5, "terminals": 5}.items():
             file[key] = np.zeros(shape)
     good = {"observations": np.zeros((5, 11)), "actions": np.zeros((5, 3)), "rewards": np.zeros(5)}
-    for name, terminals in {"lengths": 4, "walker2d-medium-v2": 5, "nan": 5}.items():
+    for name, terminals in {"lengths": 4, "walker2d-medium-v2": 5, "nan": 5, "ends": 5}.items():
         with h5py.File(folder / f"{name}.hdf5", "w") as file:
             for key, value in good.items():
                 file[key] = value + (np.nan if name == "nan" and key == "rewards" else 0)
-            file["terminals"] = np.zeros(terminals)
+            file["terminals"] = np.full(terminals, 2 if name == "ends" else 0)
     (folder / "raw").write_bytes(b"secret" * 100)
     for name in ("link", "storage", "virtual"):  # rewards that lie in another file
         with h5py.File(folder / f"{name}.hdf5", "w") as file:
@@ -133,6 +133,7 @@ CASES = [
     (PRETRAIN, "--dataset ../files/lengths.hdf5", "arrays do not match"),
     (PRETRAIN, "--dataset ../files/walker2d-medium-v2.hdf5", "recorded in Walker2d"),
     (PRETRAIN, "--dataset ../files/nan.hdf5", "not finite"),
+    (PRETRAIN, "--dataset ../files/ends.hdf5", "its terminals or timeouts are neither 0 nor 1"),
     (PRETRAIN, "--dataset ../files/link.hdf5", "rewards lies in another file"),
     (PRETRAIN, "--dataset ../files/storage.hdf5", "rewards lies in another file"),
     (PRETRAIN, "--dataset ../files/virtual.hdf5", "rewards lies in another file"),
