@@ -481,6 +481,8 @@ def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
             open_end = float(f"{high:.4g}") > high  # a limit one step under a round number
             rule = "above 0" if low == 1e-12 else f"in [{low}, {high:.4g}{')' if open_end else ']'}"
             fail(f"--{field.name.replace('_', '-')} {value}: must be {rule}")
+        if field.name in ("candidate_std", "optimism") and value != field.default and args.num_candidates == 0:
+            fail(f"--{field.name.replace('_', '-')} {value}: has no effect with --num-candidates 0")
     steps = {name: getattr(args, name) for name in ("offline_steps", "online_steps") if hasattr(args, name)}
     if not any(steps.values()):
         fail(f"--{list(steps)[-1].replace('_', '-')} 0: there is nothing to do")
@@ -1527,12 +1529,15 @@ def main(args: Args) -> None:
     if args.updates_per_step % args.policy_updates_per_step:
         options = f"--policy-updates-per-step {args.policy_updates_per_step}"
         fail(f"{options}: must divide --updates-per-step {args.updates_per_step}")
+    if args.gamma == 1:
+        fail("--gamma 1: must be below 1; V is held within the data's extreme rewards / (1 - gamma)")
     agent, source = None, None
     if args.offline_steps == 0:
         check_network(args)
         if not saved:
             refuse_other_families(args)
         agent, source = load_checkpoints(args, obs_dim, len(low), saved)
+        args.policy_delay = Args.policy_delay  # of the offline phase: it would only be in the run's name
     num_critics = agent.critic.num_critics if agent else args.num_critics
     if args.subset_size > num_critics:
         fail(f"--subset-size {args.subset_size}: there are {num_critics} critics (--num-critics)")

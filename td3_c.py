@@ -453,6 +453,8 @@ def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
             open_end = float(f"{high:.4g}") > high  # a limit one step under a round number
             rule = "above 0" if low == 1e-12 else f"in [{low}, {high:.4g}{')' if open_end else ']'}"
             fail(f"--{field.name.replace('_', '-')} {value}: must be {rule}")
+        if field.name in ("candidate_std", "optimism") and value != field.default and args.num_candidates == 0:
+            fail(f"--{field.name.replace('_', '-')} {value}: has no effect with --num-candidates 0")
     steps = {name: getattr(args, name) for name in ("offline_steps", "online_steps") if hasattr(args, name)}
     if not any(steps.values()):
         fail(f"--{list(steps)[-1].replace('_', '-')} 0: there is nothing to do")

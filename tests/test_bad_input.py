@@ -11,7 +11,7 @@ import torch
 import td3_c
 
 FINETUNE, PRETRAIN, SCRATCH = "online_finetune_sac", "offline_pretrain_sac", "sac_scratch"
-TD3_BC, TD3_C = "td3_bc", "td3_c"
+TD3_BC, TD3_C, O3F = "td3_bc", "td3_c", "o3f_select"
 
 
 class Evil:
@@ -110,6 +110,8 @@ CASES = [
     (SCRATCH, "--epsilon nan", "--epsilon nan"),
     (SCRATCH, "--num-candidates -1", "--num-candidates -1"),
     (SCRATCH, "--candidate-std nan", "--candidate-std nan"),
+    (SCRATCH, "--candidate-std 0.5", "--candidate-std 0.5: has no effect with --num-candidates 0"),
+    (SCRATCH, "--optimism 1", "--optimism 1.0: has no effect with --num-candidates 0"),
     (SCRATCH, "--optimism inf", "--optimism inf"),
     (SCRATCH, "--q-filter-percentile 100", "--q-filter-percentile 100"),
     (SCRATCH, "--q-filter-percentile -1", "--q-filter-percentile -1"),
@@ -177,6 +179,8 @@ CASES = [
     (TD3_BC, "--offline-steps 0 --online-steps 5 --normalize-obs", "--normalize-obs: the checkpoint decides"),
     (TD3_BC, "--checkpoint ../files/lost.pt", "--checkpoint ../files/lost.pt: is continued online"),
     (TD3_BC, "--alpha -1.0", "--alpha -1"),
+    (O3F, "--gamma 1", "--gamma 1: must be below 1"),
+    (O3F, "--num-candidates 0 --candidate-std 0.5", "--candidate-std 0.5: has no effect"),
 ]
 
 
