@@ -644,7 +644,7 @@ def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) ->
     scores = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     fingerprint = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
     path = path.resolve()
-    short = path.stem if path.is_file() else path.name.rsplit("-v", 1)[0]
+    short = re.sub(r"(?a)[^\w.-]+", "_", path.stem if path.is_file() else path.name.rsplit("-v", 1)[0])[:60]
     short += "" if BUNDLED in path.parents else f"-{fingerprint[:4]}"  # two datasets of one name stay apart
     scores = None if None in scores else scores
     return Dataset(short, name, recorded_in, rows, returns, metadata.get("dropped", 0), scores, fingerprint)
@@ -883,17 +883,17 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
 
 
 def run_name(args: Args, dataset: Dataset | None, source: dict | None) -> str:
-    """<script>[-<dataset>][-from-<source>][-<option><value>...], of the options that are not at their default."""
+    """<script>[-<dataset>][-<option><value>...][-from-<source>], of the options that are not at their default."""
     parts = [SCRIPT, dataset and dataset.name]
-    if source:  # its name, without the dataset where that is told already
-        parts.append("from-" + (source["run"].replace(f"-{dataset.name}", "", 1) if dataset else source["run"]))
     for field in fields(args):
         value = getattr(args, field.name)
         if field.name not in UNTAGGED and value != field.default:
             name, text = TAG_NAMES.get(field.name, field.name.replace("_", "-")), str(value).removesuffix(".0")
             text = text.removesuffix("000") + "k" if isinstance(value, int) and text.endswith("000") else text
             parts.append({"True": name, "False": f"no-{name}"}.get(text, name + text))
-    return "-".join(part for part in parts if part)
+    name = "-".join(filter(None, [*parts, source and f"from-{source['run']}"]))
+    safe = re.sub(r"(?a)[^\w.-]", "_", name[:180])  # a folder's name has at most 255 bytes
+    return name if name == safe else f"{safe}..{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 class Run:

@@ -24,7 +24,7 @@ dimensions, and kappa is one number a seed.
 
 Reads   --dataset (Minari or D4RL; by default the bundled one); with --offline-steps 0 a checkpoint of the
         TD3 family (--checkpoint; by default the newest finished offline run of --env under --runs-dir).
-Writes  runs/<env>/td3_bc-<dataset>[-from-<source>][-<tag>]/seed<k>/: config.json, eval.csv (a row an episode; return is
+Writes  runs/<env>/td3_bc-<dataset>[-<tag>][-from-<source>]/seed<k>/: config.json, eval.csv (a row an episode; return is
         undiscounted, in the environment's units), metrics.csv, TensorBoard events, checkpoint.pt, which
         td3_c.py and this script continue from.
 
@@ -709,7 +709,7 @@ def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) ->
     scores = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     fingerprint = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
     path = path.resolve()
-    short = path.stem if path.is_file() else path.name.rsplit("-v", 1)[0]
+    short = re.sub(r"(?a)[^\w.-]+", "_", path.stem if path.is_file() else path.name.rsplit("-v", 1)[0])[:60]
     short += "" if BUNDLED in path.parents else f"-{fingerprint[:4]}"  # two datasets of one name stay apart
     scores = None if None in scores else scores
     return Dataset(short, name, recorded_in, rows, returns, metadata.get("dropped", 0), scores, fingerprint)
@@ -968,17 +968,17 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
 
 
 def run_name(args: Args, dataset: Dataset | None, source: dict | None) -> str:
-    """<script>[-<dataset>][-from-<source>][-<option><value>...], of the options that are not at their default."""
+    """<script>[-<dataset>][-<option><value>...][-from-<source>], of the options that are not at their default."""
     parts = [SCRIPT, dataset and dataset.name]
-    if source:  # its name, without the dataset where that is told already
-        parts.append("from-" + (source["run"].replace(f"-{dataset.name}", "", 1) if dataset else source["run"]))
     for field in fields(args):
         value = getattr(args, field.name)
         if field.name not in UNTAGGED and value != field.default:
             name, text = TAG_NAMES.get(field.name, field.name.replace("_", "-")), str(value).removesuffix(".0")
             text = text.removesuffix("000") + "k" if isinstance(value, int) and text.endswith("000") else text
             parts.append({"True": name, "False": f"no-{name}"}.get(text, name + text))
-    return "-".join(part for part in parts if part)
+    name = "-".join(filter(None, [*parts, source and f"from-{source['run']}"]))
+    safe = re.sub(r"(?a)[^\w.-]", "_", name[:180])  # a folder's name has at most 255 bytes
+    return name if name == safe else f"{safe}..{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 class Run:
