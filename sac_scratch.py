@@ -436,6 +436,8 @@ def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
             open_end = float(f"{high:.4g}") > high  # a limit one step under a round number
             rule = "above 0" if low == 1e-12 else f"in [{low}, {high:.4g}{')' if open_end else ']'}"
             fail(f"--{field.name.replace('_', '-')} {value}: must be {rule}")
+        if field.name in ("candidate_std", "optimism") and value != field.default and args.num_candidates == 0:
+            fail(f"--{field.name.replace('_', '-')} {value}: has no effect with --num-candidates 0")
     steps = {name: getattr(args, name) for name in ("offline_steps", "online_steps") if hasattr(args, name)}
     if not any(steps.values()):
         fail(f"--{list(steps)[-1].replace('_', '-')} 0: there is nothing to do")
@@ -578,8 +580,11 @@ def read_d4rl(path: Path) -> tuple[list[np.ndarray], dict]:
         if missing:
             raise ValueError(f"it has no {', '.join(missing)}")
         data = {key: file[key][()] for key in ("observations", "actions", "rewards", "terminals", *optional)}
-    if len({len(value) for value in data.values()}) > 1 or data["terminals"].ndim != 1:
+    ends = [data[key] for key in ("terminals", "timeouts") if key in data]
+    if len({len(value) for value in data.values()}) > 1 or any(end.ndim != 1 for end in ends):
         raise ValueError(f"its arrays do not match: { {key: value.shape for key, value in data.items()} }")
+    if any(((end != 0) & (end != 1)).any() for end in ends):
+        raise ValueError("its terminals or timeouts are neither 0 nor 1")
     obs, terminated = data["observations"], data["terminals"].astype(bool)
     truncated = data.get("timeouts", np.zeros(len(terminated))).astype(bool) & ~terminated
     next_obs, drop = data.get("next_observations"), np.zeros(len(terminated), bool)
@@ -694,7 +699,7 @@ def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) ->
     scores = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     fingerprint = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
     path = path.resolve()
-    short = path.stem if path.is_file() else path.name.rsplit("-v", 1)[0]
+    short = re.sub(r"(?a)[^\w.-]+", "_", path.stem if path.is_file() else path.name.rsplit("-v", 1)[0])[:60]
     short += "" if BUNDLED in path.parents else f"-{fingerprint[:4]}"  # two datasets of one name stay apart
     scores = None if None in scores else scores
     return Dataset(short, name, recorded_in, rows, returns, metadata.get("dropped", 0), scores, fingerprint)
@@ -923,9 +928,7 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     """The options and the state of the run that --resume names; ends with one line if it cannot go on."""
     if args.resume is None:
         return args, None
-    given = [
-        field.name for field in fields(args) if field.name != "resume" and getattr(args, field.name) != field.default
-    ]
+    given = [f.name for f in fields(args) if f.name != "resume" and getattr(args, f.name) != f.default]
     if given:
         fail(f"--{given[0].replace('_', '-')}: --resume goes on with the run's own options; leave it out")
     folder = Path(args.resume)
@@ -945,17 +948,17 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
 
 
 def run_name(args: Args, dataset: Dataset | None, source: dict | None) -> str:
-    """<script>[-<dataset>][-from-<source>][-<option><value>...], of the options that are not at their default."""
+    """<script>[-<dataset>][-<option><value>...][-from-<source>], of the options that are not at their default."""
     parts = [SCRIPT, dataset and dataset.name]
-    if source:  # its name, without the dataset where that is told already
-        parts.append("from-" + (source["run"].replace(f"-{dataset.name}", "", 1) if dataset else source["run"]))
     for field in fields(args):
         value = getattr(args, field.name)
         if field.name not in UNTAGGED and value != field.default:
             name, text = TAG_NAMES.get(field.name, field.name.replace("_", "-")), str(value).removesuffix(".0")
             text = text.removesuffix("000") + "k" if isinstance(value, int) and text.endswith("000") else text
             parts.append({"True": name, "False": f"no-{name}"}.get(text, name + text))
-    return "-".join(part for part in parts if part)
+    name = "-".join(filter(None, [*parts, source and f"from-{source['run']}"]))
+    safe = re.sub(r"(?a)[^\w.-]", "_", name[:180])  # a folder's name has at most 255 bytes
+    return name if name == safe else f"{safe}..{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 class Run:

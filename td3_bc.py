@@ -24,7 +24,7 @@ dimensions, and kappa is one number a seed.
 
 Reads   --dataset (Minari or D4RL; by default the bundled one); with --offline-steps 0 a checkpoint of the
         TD3 family (--checkpoint; by default the newest finished offline run of --env under --runs-dir).
-Writes  runs/<env>/td3_bc-<dataset>[-from-<source>][-<tag>]/seed<k>/: config.json, eval.csv (a row an episode; return is
+Writes  runs/<env>/td3_bc-<dataset>[-<tag>][-from-<source>]/seed<k>/: config.json, eval.csv (a row an episode; return is
         undiscounted, in the environment's units), metrics.csv, TensorBoard events, checkpoint.pt, which
         td3_c.py and this script continue from.
 
@@ -448,6 +448,8 @@ def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
             open_end = float(f"{high:.4g}") > high  # a limit one step under a round number
             rule = "above 0" if low == 1e-12 else f"in [{low}, {high:.4g}{')' if open_end else ']'}"
             fail(f"--{field.name.replace('_', '-')} {value}: must be {rule}")
+        if field.name in ("candidate_std", "optimism") and value != field.default and args.num_candidates == 0:
+            fail(f"--{field.name.replace('_', '-')} {value}: has no effect with --num-candidates 0")
     steps = {name: getattr(args, name) for name in ("offline_steps", "online_steps") if hasattr(args, name)}
     if not any(steps.values()):
         fail(f"--{list(steps)[-1].replace('_', '-')} 0: there is nothing to do")
@@ -590,8 +592,11 @@ def read_d4rl(path: Path) -> tuple[list[np.ndarray], dict]:
         if missing:
             raise ValueError(f"it has no {', '.join(missing)}")
         data = {key: file[key][()] for key in ("observations", "actions", "rewards", "terminals", *optional)}
-    if len({len(value) for value in data.values()}) > 1 or data["terminals"].ndim != 1:
+    ends = [data[key] for key in ("terminals", "timeouts") if key in data]
+    if len({len(value) for value in data.values()}) > 1 or any(end.ndim != 1 for end in ends):
         raise ValueError(f"its arrays do not match: { {key: value.shape for key, value in data.items()} }")
+    if any(((end != 0) & (end != 1)).any() for end in ends):
+        raise ValueError("its terminals or timeouts are neither 0 nor 1")
     obs, terminated = data["observations"], data["terminals"].astype(bool)
     truncated = data.get("timeouts", np.zeros(len(terminated))).astype(bool) & ~terminated
     next_obs, drop = data.get("next_observations"), np.zeros(len(terminated), bool)
@@ -706,7 +711,7 @@ def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) ->
     scores = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     fingerprint = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
     path = path.resolve()
-    short = path.stem if path.is_file() else path.name.rsplit("-v", 1)[0]
+    short = re.sub(r"(?a)[^\w.-]+", "_", path.stem if path.is_file() else path.name.rsplit("-v", 1)[0])[:60]
     short += "" if BUNDLED in path.parents else f"-{fingerprint[:4]}"  # two datasets of one name stay apart
     scores = None if None in scores else scores
     return Dataset(short, name, recorded_in, rows, returns, metadata.get("dropped", 0), scores, fingerprint)
@@ -901,9 +906,7 @@ def as_option(name: str, value: object) -> str:
 def next_command(script: str, run: Run, args: Args) -> str:
     """The command that continues from this run, its objective included where the same script goes on."""
     own = [name for name in OBJECTIVE_ARGS if script.startswith(SCRIPT)]
-    names = [
-        name for name in ("seed", "num_seeds", "gamma", "runs_dir", *own) if getattr(args, name) != getattr(Args, name)
-    ]
+    names = [n for n in ("seed", "num_seeds", "gamma", "runs_dir", *own) if getattr(args, n) != getattr(Args, n)]
     options = "".join(f" {as_option(name, getattr(args, name))}" for name in names)
     return f"next: python {script} --env {args.env} --checkpoint {run.folder}{options}"
 
@@ -951,9 +954,7 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     """The options and the state of the run that --resume names; ends with one line if it cannot go on."""
     if args.resume is None:
         return args, None
-    given = [
-        field.name for field in fields(args) if field.name != "resume" and getattr(args, field.name) != field.default
-    ]
+    given = [f.name for f in fields(args) if f.name != "resume" and getattr(args, f.name) != f.default]
     if given:
         fail(f"--{given[0].replace('_', '-')}: --resume goes on with the run's own options; leave it out")
     folder = Path(args.resume)
@@ -973,17 +974,17 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
 
 
 def run_name(args: Args, dataset: Dataset | None, source: dict | None) -> str:
-    """<script>[-<dataset>][-from-<source>][-<option><value>...], of the options that are not at their default."""
+    """<script>[-<dataset>][-<option><value>...][-from-<source>], of the options that are not at their default."""
     parts = [SCRIPT, dataset and dataset.name]
-    if source:  # its name, without the dataset where that is told already
-        parts.append("from-" + (source["run"].replace(f"-{dataset.name}", "", 1) if dataset else source["run"]))
     for field in fields(args):
         value = getattr(args, field.name)
         if field.name not in UNTAGGED and value != field.default:
             name, text = TAG_NAMES.get(field.name, field.name.replace("_", "-")), str(value).removesuffix(".0")
             text = text.removesuffix("000") + "k" if isinstance(value, int) and text.endswith("000") else text
             parts.append({"True": name, "False": f"no-{name}"}.get(text, name + text))
-    return "-".join(part for part in parts if part)
+    name = "-".join(filter(None, [*parts, source and f"from-{source['run']}"]))
+    safe = re.sub(r"(?a)[^\w.-]", "_", name[:180])  # a folder's name has at most 255 bytes
+    return name if name == safe else f"{safe}..{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 class Run:
@@ -1349,21 +1350,21 @@ def find_checkpoints(args: Args) -> list[Path]:
                 found.append((config["started"] + config["seconds"], path.parents[1]))
         if not found:
             script = f"{SCRIPT}.py" if own else PRETRAINING[ALGORITHM]
-            fail(
-                f"--checkpoint is missing: {args.runs_dir}/{args.env} has no finished offline run of the "
-                f"{ALGORITHM} family; python {script} --env {args.env} makes one"
-            )
+            missing = f"{args.runs_dir}/{args.env} has no finished offline run of the {ALGORITHM} family"
+            fail(f"--checkpoint is missing: {missing}; python {script} --env {args.env} makes one")
         folder = max(found)[1]
     for file in (folder, folder / "checkpoint.pt"):
         if file.is_file():
             return [file] * args.num_seeds
     wanted = [folder / f"seed{args.seed + i}" / "checkpoint.pt" for i in range(args.num_seeds)]
     there = sorted(folder.glob("seed*/checkpoint.pt"))
-    if len(there) == 1:
-        return there * args.num_seeds
-    missing = [path for path in wanted if path not in there]
-    if missing:
-        fail(f"--checkpoint {folder}: {missing[0]} does not exist (seeds there: {len(there)})")
+    wanted = there * args.num_seeds if len(there) == 1 else wanted
+    for path in wanted:
+        if path not in there:
+            fail(f"--checkpoint {folder}: {path} does not exist (seeds there: {len(there)})")
+        config = path.with_name("config.json")
+        if config.is_file() and '"status": "diverged"' in config.read_text():
+            fail(f"--checkpoint {folder}: {path.parent.name} diverged; name {path} to start from its last good state")
     return wanted
 
 
@@ -1404,9 +1405,7 @@ def load_checkpoints(args: Args, obs_dim: int, action_dim: int, saved: dict | No
         here = {name: getattr(args, name) for name in before}
         lost = [as_option(n, v) for n, v in before.items() if v != here[n] and here[n] == getattr(Args, n)]
         if lost:
-            print(
-                f"note: pretrained with {' '.join(lost)}; a checkpoint does not pass that on, say it again to keep it"
-            )
+            print(f"note: pretrained with {' '.join(lost)}; no checkpoint passes that on, say it again to keep it")
     return agent, {**facts, "path": str(paths[0])}
 
 

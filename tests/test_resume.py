@@ -325,6 +325,16 @@ def test_a_seed_that_diverges_is_given_up_and_the_others_do_not_notice(call, mon
     configs = [json.loads(p.read_text()) for p in sorted(run_folder("poisoned").glob("seed*/config.json"))]
     assert [config["status"] for config in configs] == ["finished", "diverged", "finished"]
 
+    finetune = SMALL.replace("--num-seeds 2", "--runs-dir poisoned --online-steps 2")
+    good, lost, _ = run_folder("poisoned"), run_folder("poisoned") / "seed2", capsys.readouterr()
+    for options in ("--num-seeds 3", "--seed 2", f"--seed 2 --checkpoint {good}"):
+        with pytest.raises(SystemExit) as ended:
+            call("online_finetune_sac", f"{finetune} {options}")
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and f"seed2 diverged; name {lost}/checkpoint.pt to start from its" in error
+    for options, start in (("--seed 3", f"{good}/seed3"), (f"--checkpoint {lost}", lost)):
+        assert f"start: {start}/checkpoint.pt" in call("online_finetune_sac", f"{finetune} {options}")[0]
+
 
 def test_a_loss_that_is_not_finite_counts_as_divergence(call, monkeypatch):
     module = import_module("offline_pretrain_sac")

@@ -87,7 +87,7 @@ def test_finetuning_starts_with_what_pretraining_wrote(pretrained, call):
             own = stacked.unflatten(0, (2, -1))[seed - 1] if stacked.dim() else stacked
             assert torch.equal(own, tensor), name
     call("online_finetune_sac", f"{ONLINE} --num-seeds 2")
-    (folder,) = Path("runs/Hopper-v4").glob("online_finetune_sac-tiny-????-from-offline_pretrain_sac-*")
+    (folder,) = Path("runs/Hopper-v4").glob("online_finetune_sac-tiny-????-*-from-offline_pretrain_sac-tiny-*")
     for seed in (1, 2):
         last = [r["return"] for r in table(pretrained / f"seed{seed}/eval.csv")][-2:]
         first = [r["return"] for r in table(folder / f"seed{seed}/eval.csv")][:2]
