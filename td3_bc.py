@@ -1017,6 +1017,7 @@ class Run:
         self.config |= {"args": options, "num_seeds": args.num_seeds, "dataset": data, "checkpoint": source}
         self.config |= {key: getattr(args, key, 0) for key in ("offline_steps", "online_steps")}
         self.config |= {"git_commit": commit, "versions": versions, "hardware": hardware}
+        self.config["command"] = saved["config"].get("command") if saved else [f"{SCRIPT}.py", *sys.argv[1:]]
         if saved and data != saved["config"]["dataset"]:
             fail(f"--resume {self.folder}: --dataset {data and data['source']} is no longer what it was")
 
@@ -1123,7 +1124,7 @@ class Run:
 
     def set_status(self, status: str) -> None:
         for seed, folder in zip(self.seeds, self.folders, strict=True):
-            now = {"seed": seed, "started": self.started, "seconds": time.time() - self.started}
+            now = {"seed": seed, "started": self.started, "seconds": time.time() - self.started, "pid": os.getpid()}
             now["status"] = "diverged" if seed in self.frozen else status
             text = json.dumps(self.config | now, indent=1)
             write_atomically(folder / "config.json", lambda path, text=text: path.write_text(text))

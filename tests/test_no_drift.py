@@ -92,7 +92,7 @@ PAIRS: dict[tuple[str, str], set[str]] = {
     },
 }
 # Scripts whose Args and main are their own affair, and scripts without an algorithm above a rule line.
-STANDALONE = {"plot_curves.py"}
+STANDALONE = {"plot_curves.py", "run_experiments.py"}
 NO_RULE_LINE = STANDALONE | {"collect_dataset.py"}
 
 
