@@ -405,12 +405,11 @@ def write_gif(part: Path, policies: list[Policy], args: Args) -> None:
             name = [*textwrap.wrap(policy.facts[0], 42, max_lines=3, placeholder="..."), "", ""][:3]
             lines = [f"{policy.label}, {policy.steps}", *name, f"step {step}, return {total:.0f}{end}"]
             panels.append(captioned(image, lines))
-        return tiled(panels, min(4, len(panels)))
+        return tiled(panels, min(4, len(panels))).quantize()
 
-    palette = draw(0).quantize()
-    pictures = (draw(number).quantize(palette=palette, dither=Image.Dither.NONE) for number in range(1, count))
+    pictures = map(draw, range(1, count))
     durations = [max(20, round(1000 * every / fps, -1))] * (count - 1) + [2000]  # milliseconds
-    palette.save(part, "GIF", save_all=True, append_images=pictures, duration=durations, loop=0)
+    draw(0).save(part, "GIF", save_all=True, append_images=pictures, duration=durations, loop=0)
 
 
 def main(args: Args) -> None:
