@@ -17,7 +17,7 @@ Writes  what is asked for. --out: a CSV with a row an episode: where the policy 
         random and expert returns), 1 if only the clock cut it. --video: episode 0 of each policy, in real time
         unless it is long (.gif), or as a row of eight frames (.png); MuJoCo needs OpenGL for it.
 
-Run, after `python sac_scratch.py --online-steps 3000 --warmup-steps 500 --eval-every 1000` (a mean of about 180):
+Run, after `python sac_scratch.py --online-steps 3000 --warmup-steps 500 --eval-every 1000` (mean about 200):
     python watch_policy.py runs/Hopper-v4/sac_scratch-online3k-warmup-steps500 --episodes 20 --video hopper.gif
 Run, before and after finetuning:
     python watch_policy.py runs/Hopper-v4/offline_pretrain_sac* runs/Hopper-v4/online_finetune_sac* --out episodes.csv
@@ -228,7 +228,7 @@ def play(policy: Policy, envs: list[gym.Env], seeds: list[int], args: Args, look
     """Episodes with these reset seeds, one in each environment at a time; look(env, step, return) sees every state.
 
     The policy always gets SIDE_BY_SIDE rows, used or not, so that no episode depends on those beside it:
-    products of more or fewer rows are rounded differently.
+    products with more or fewer rows are rounded differently.
     """
     scores = Scores(np.zeros(len(seeds)), np.zeros(len(seeds), int), np.zeros(len(seeds), bool))
     obs, noise = (np.zeros((SIDE_BY_SIDE, policy.agent.shape[size]), np.float32) for size in ("obs_dim", "action_dim"))
@@ -269,9 +269,8 @@ def interval(values: np.ndarray) -> str:
 
 
 def print_scores(groups: list[list[Policy]], args: Args) -> None:
-    print(
-        f"{groups[0][0].env}: {args.episodes} episodes a policy, {args.actions} actions, starts of --seed {args.seed}"
-    )
+    about = f"{args.episodes} episodes a policy, {args.actions} actions, starts of --seed {args.seed}"
+    print(f"{groups[0][0].env}: {about}; cut: ended by the clock")
     lines = [["", "mean", "95% interval", "median", "min", "max", "length", "score", "cut"]]
     for group in groups:
         print(f"{group[0].group}  {group[0].facts[0]}, {group[0].steps}")
