@@ -91,8 +91,9 @@ PAIRS: dict[tuple[str, str], set[str]] = {
         *("actor_loss", "update", "main: Checks", "main: Agent and replay", "main: Training"),
     },
 }
-# Scripts whose Args and main are their own affair, and scripts without an algorithm above a rule line.
-STANDALONE = {"plot_curves.py", "run_experiments.py"}
+# Tools, whose Args and main are their own affair, and scripts without an algorithm above a rule line.
+# (watch_policy.py needs the other scripts: it loads the one that a checkpoint names.)
+STANDALONE = {"plot_curves.py", "run_experiments.py", "watch_policy.py"}
 NO_RULE_LINE = STANDALONE | {"collect_dataset.py"}
 
 
