@@ -34,7 +34,7 @@ Writes  <runs-dir>/NAME/logs/<name of the run>.log, and what the commands write.
 Run     python run_experiments.py experiments/smoke.toml
         python run_experiments.py experiments/chapter.toml --dry-run
         python run_experiments.py experiments/sac.toml --jobs 2 --hours 1
-        python run_experiments.py experiments/chapter.toml --ray auto     # pip install -r requirements-ray.txt
+        python run_experiments.py experiments/chapter.toml --ray    # on a Ray cluster: requirements-ray.txt
 """
 
 import ctypes
@@ -46,6 +46,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -84,6 +85,7 @@ class Args:
     jobs_per_gpu: int = 2  # runs that share a GPU
     hours: float = math.inf  # start only what fits into this time, by the estimates, in the order of the file
     runs_dir: str = "runs"  # results, logs and figures go to <runs-dir>/<name of the file>/
+    ray: tuple[str, ...] | None = None  # run on a Ray cluster, at this address; without one: a running one, or one here
 
 
 @dataclass(eq=False)
@@ -309,6 +311,10 @@ def find_gpus() -> list[str]:
     return gpus if visible is None or not gpus else [gpu for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
 
 
+def exit_text(code: int) -> str:
+    return f"exit status {code}" if code > 0 else f"killed by {signal.Signals(-code).name}" if code else ""
+
+
 class Machine:
     """Runs jobs as processes of this machine, each on a CPU core of its own, or sharing the GPUs."""
 
@@ -327,15 +333,71 @@ class Machine:
     def poll(self, job: Job) -> str | None:
         """None while it runs, then how it ended; '' if it ended well."""
         code = self.processes[job].poll()
-        if code is None:
-            return None
-        del self.processes[job]
-        return f"exit status {code}" if code > 0 else f"killed by {signal.Signals(-code).name}" if code else ""
+        if code is not None:
+            del self.processes[job]
+        return None if code is None else exit_text(code)
 
     def stop(self, at_once: bool) -> None:
         for process in self.processes.values():
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL) if at_once else process.terminate()
+
+
+def work(words: list[str], root: Path, log: Path, folder: str) -> int:
+    """A job, on a worker of Ray; returns its exit status. Ray calls it again if the worker is lost."""
+    os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ray.cancel's way; a background shell ignores it
+    while look(words, root)[0] == "elsewhere":  # of the worker that was lost, still saving
+        time.sleep(0.3)
+    process = launch(words, root, log, {})
+    try:
+        while process.poll() is None:  # not wait(), which ray.cancel could not interrupt
+            time.sleep(0.2)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    return process.returncode
+
+
+class RayCluster(Machine):
+    """Runs jobs as tasks of Ray, on a CPU core each or sharing the GPUs. A lost worker's job is resumed on another."""
+
+    def __init__(self, args: Args):
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ImportError:
+            fail("--ray: Ray is not installed; pip install -r requirements-ray.txt")
+        options = {"log_to_driver": False, "logging_level": "error"}
+        options |= {"include_dashboard": False} if "local" in args.ray else {}
+        try:
+            for place in re.findall(r"^(?:ray://)?([^:/]+):(\d+)$", *args.ray or [""]):
+                socket.create_connection(place, timeout=10).close()  # Ray itself tries for minutes
+            ray.init(args.ray[0] if args.ray else None, **options)
+        except Exception as error:  # whatever a cluster that does not answer makes of it
+            fail(f"--ray {' '.join(args.ray)}: {str(error).splitlines()[0]}")
+        self.ray, resources = ray, ray.cluster_resources()
+        cores, self.gpus = int(resources.get("CPU", 0)), [""] * int(resources.get("GPU", 0))
+        self.size = args.jobs or len(self.gpus) * args.jobs_per_gpu or cores
+        self.what = f"a Ray cluster with {cores} CPU cores and {len(self.gpus)} GPU"
+        share = 1 / args.jobs_per_gpu if self.gpus else 0
+        self.task, self.tasks = ray.remote(num_cpus=1, num_gpus=share, max_retries=3)(work), {}
+
+    def start(self, job: Job) -> None:
+        self.tasks[job] = self.task.remote(job.words(), job.root, job.log, os.getcwd())
+
+    def poll(self, job: Job) -> str | None:
+        if not self.ray.wait([self.tasks[job]], timeout=0)[0]:
+            return None
+        try:
+            return exit_text(self.ray.get(self.tasks.pop(job)))
+        except self.ray.exceptions.RayError as error:
+            return f"Ray: {type(error).__name__}"
+
+    def stop(self, at_once: bool) -> None:
+        for task in self.tasks.values():
+            self.ray.cancel(task, force=at_once)
 
 
 # ---- what is shown ----
@@ -435,14 +497,14 @@ def choose(jobs: list[Job], args: Args, machine: Machine) -> None:
     """Marks what this machine or the time cannot run."""
     budget, ends = 60 * args.hours * machine.size, {}
     for job in jobs:
+        if job.gpu and not machine.gpus and job.state in TO_DO:
+            job.state, job.note = "not run", "needs a GPU"
         job.block()
         if job.state not in TO_DO:
             continue
         left = minutes_left(job, jobs)
         ends[job] = left + max([ends.get(need, 0.0) for need in job.needs], default=0.0)
-        if job.gpu and not machine.gpus:
-            job.state, job.note = "not run", "needs a GPU"
-        elif left > budget or ends[job] > 60 * args.hours:
+        if left > budget or ends[job] > 60 * args.hours:
             job.state, job.note = "not run", f"{duration(left)}: does not fit into --hours {args.hours:g}"
         else:
             budget -= left
@@ -519,16 +581,20 @@ def draw_figures(figures: list[dict], jobs: list[Job]) -> bool:
 
 
 def main(args: Args) -> None:
+    if len(args.ray or ()) > 1:
+        fail(f"--ray {' '.join(args.ray)}: takes one address, or none")
     if args.jobs < 0 or args.jobs_per_gpu < 1 or not args.hours > 0:
         fail("--jobs, --jobs-per-gpu and --hours must be positive")
     root = Path(args.runs_dir) / args.experiment.stem
+    if args.ray is not None:
+        root = root.resolve()  # other machines start elsewhere
     experiment, jobs = read_experiment(args.experiment, root)
     for job in jobs:
         job.look()
-    machine = Machine(args)
+    machine = Machine(args) if args.ray is None else RayCluster(args)
     choose(jobs, args, machine)
     print(f"{args.experiment}: {experiment['title']}\n\n{experiment['about'].strip()}\n")
-    hardware = f"; the file's minutes are of {experiment['hardware']}" if "hardware" in experiment else ""
+    hardware = f"; minutes in the file: {experiment['hardware']}" if "hardware" in experiment else ""
     print(f"{summary(jobs, machine)}, {machine.size} at once on {machine.what}{hardware}", flush=True)
     if args.dry_run:
         print_plan(experiment, jobs)
@@ -556,4 +622,7 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    try:
+        main(tyro.cli(Args))
+    except KeyboardInterrupt:  # while no job runs
+        raise SystemExit(130) from None

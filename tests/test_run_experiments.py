@@ -6,6 +6,7 @@ SIGTERM saves and ends. Its `--steps` take a tenth of a second each; at `--fail 
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -208,6 +209,18 @@ def test_dry_run_writes_and_starts_nothing(repo):
     assert ": python train.py --resume runs/exp/Env/train-b/seed1\n" in out
 
 
+def test_a_terminal_shows_where_the_running_jobs_stand(repo):
+    ours, theirs = os.openpty()
+    command = [sys.executable, "run_experiments.py", write("a: train.py --tag a --steps 12"), "--jobs", "1"]
+    process = subprocess.Popen(command, stdout=theirs, env=os.environ | {"TERM": "xterm", "COLUMNS": "150"})
+    process.wait(60)
+    shown = os.read(ours, 100_000).decode()
+    os.close(theirs)
+    assert process.returncode == 0 and "\x1b[2A\x1b[J" in shown
+    assert re.search(r"  a: online \d+ of 12, return 7, 00:04 left, for under a minute\r\n", shown), shown
+    assert "  1 runs: 0 finished, under a minute to go\r\n" in shown or "about 1 min to go\r\n" in shown
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_the_runner_stops_its_jobs_and_the_same_command_goes_on(repo, number):
     name = write("a: train.py --tag a --steps 30", "b: train.py --tag b --steps 30", "c: train.py --tag c")
@@ -273,6 +286,38 @@ def test_gpus_are_shared_out_and_hours_limit_what_is_started(repo, monkeypatch):
     assert out.count("not run: ") == 2 and "needs a GPU" in run(f"{name} --dry-run")
 
 
+def test_ray_resumes_the_run_of_a_lost_worker_and_stops_when_told(repo):
+    """A real Ray on this machine: two jobs at once, each the child of its worker; one worker is killed."""
+    pytest.importorskip("ray", reason="Ray is optional: pip install -r requirements-ray.txt")
+    name = write(
+        "a: train.py --tag a --steps 40",
+        "b: train.py --tag b --steps 40",
+        "c: train.py --tag c --steps 1000 --from {a} --with {b}",
+    )
+    process = begin(f"{name} --ray local --jobs 2")
+    try:
+        until(lambda: len([*Path("runs").glob("exp/*/*/seed1/eval.csv")]) == 2)
+        until(lambda: len(steps("b")) > 3)
+        jobs = [json.loads(Path(f"runs/exp/Env/train-{tag}/seed1/config.json").read_text())["pid"] for tag in "ab"]
+        workers = [int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in jobs]
+        assert len({process.pid, *workers}) == 3
+        os.kill(workers[1], signal.SIGKILL)
+        until(lambda: Path("runs/exp/Env/train-c/seed1/eval.csv").exists())
+        (job,) = [json.loads(Path("runs/exp/Env/train-c/seed1/config.json").read_text())["pid"]]
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:
+            process.terminate()  # lets Ray end its own processes
+            process.communicate(timeout=30)
+    assert process.returncode == 143 and "finished a" in out and "finished b" in out, out
+    assert "stopped  c: its state is saved" in out and not Path(f"/proc/{job}").exists()
+    resumed = {tag: "resumes: at step" in Path(f"runs/exp/logs/{tag}.log").read_text() for tag in "ab"}
+    assert resumed == {"a": False, "b": True}
+    assert [step[0] for step in steps("b")] == [str(i) for i in range(1, 41)]  # nothing was lost or done twice
+    assert "resume    c" in run(f"{name} --dry-run")  # and paths are those of a run without Ray
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -305,7 +350,7 @@ def test_bad_files_end_with_one_line_and_nothing_is_started(repo, text, message)
     assert files() == before
 
 
-@pytest.mark.parametrize("option", ["--jobs -1", "--hours 0", "--jobs-per-gpu 0", "--runs-dir train.py"])
+@pytest.mark.parametrize("option", ["--jobs -1", "--hours 0", "--jobs-per-gpu 0", "--runs-dir train.py", "--ray a b"])
 def test_bad_options_end_with_one_line(repo, option):
     out = run(f"{write('a: train.py --tag a')} {option}", status=2).splitlines()[-1]
     assert out.startswith("error: --") and option.split()[0] in out
