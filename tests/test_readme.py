@@ -1,0 +1,91 @@
+"""The README's commands: each is taken by its script, and those that train are run, shortened, in the README's order."""
+
+import importlib
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+COMMAND = re.compile(r"\bpython ((?:\w+/)*\w+\.py[^\n`#|()]*)")
+TRAINING = [path.stem for path in ROOT.glob("*.py") if "# ---- plumbing" in path.read_text()]
+SHORT = {"offline_steps": 6, "online_steps": 6, "num_candidates": 4, "updates_per_step": 2, "cql_actions": 2}
+SMALL = {"batch_size": 8, "hidden_dim": 8, "eval_every": 6, "eval_episodes": 1, "compile": "off", "warmup_steps": 0}
+
+
+def commands() -> list[list[str]]:
+    """Those in code blocks and in the text: script, then its arguments."""
+    found = [shlex.split(match[1].rstrip(" ,;.")) for match in COMMAND.finditer(README)]
+    return [[word.replace("N", "5000") if word == "N" else word for word in command] for command in found]
+
+
+def load(script: str):
+    if (ROOT / script).parent == ROOT:
+        return importlib.import_module(Path(script).stem)
+    spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_names_what_there_is():
+    for path in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"`(\w+\.(?:py|toml))`", README):
+        assert list(ROOT.glob(path)) + list(ROOT.glob(f"*/{path}")), path
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("experiments/*.toml"), *ROOT.glob("results/*/README.md")]:
+        assert (path.name if path.suffix != ".md" else str(path.relative_to(ROOT))) in README, f"{path} is not in it"
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_the_readme_tells_the_scripts_lengths(script):
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| `{script}.py`") and " / " in line] or [""]
+    if script == "collect_dataset":
+        return
+    algorithm, whole = (int(number.replace(",", "")) for number in row.split("|")[-2].split("/"))
+    lines = (ROOT / f"{script}.py").read_text().splitlines()
+    (rule,) = [i for i, line in enumerate(lines) if line.startswith("# ---- plumbing")]
+    assert algorithm == pytest.approx(rule, abs=10) and whole == pytest.approx(len(lines), abs=50)
+
+
+def test_every_command_is_one_that_its_script_takes():
+    assert len(commands()) > 30
+    for script, *arguments in commands():
+        assert (ROOT / script).is_file(), script
+        if script.startswith("tests/") or "--help" in arguments:
+            continue
+        module = load(script)
+        if hasattr(module, "Args"):
+            tyro.cli(module.Args, args=arguments)
+
+
+def test_the_commands_that_train_do_train(call, monkeypatch, capsys):
+    """In one folder, one after the other, as a reader would; those that name a run of another length are left out."""
+    ran = []
+    for script, *arguments in commands():
+        name = Path(script).stem
+        missing = any("runs/" in word and not Path(word).exists() for word in arguments)
+        if name not in TRAINING or name == "collect_dataset" or missing or ":" in " ".join(arguments):
+            continue
+        module = load(script)
+        args = tyro.cli(module.Args, args=arguments)
+        from_nothing = name == "sac_scratch" or getattr(args, "offline_steps", 0) or getattr(args, "scratch", False)
+        for field, value in SHORT.items():
+            if getattr(args, field, 0):
+                setattr(args, field, min(value, getattr(args, field)))
+        for field, value in SMALL.items():
+            if hasattr(args, field) and (field != "hidden_dim" or from_nothing):
+                setattr(args, field, value)
+        args.overwrite = True
+        monkeypatch.setattr(module, "DEFAULT_DATASETS", {"Hopper": "hopper/tiny-v0"})
+        module.main(args)
+        assert "finished in" in capsys.readouterr().out
+        ran.append(name)
+    assert {*ran} == {*TRAINING} - {"collect_dataset"}
+    plot_curves = load("plot_curves.py")
+    plot_curves.main(tyro.cli(plot_curves.Args, args=["runs/"]))
+    assert Path("runs/curves.png").is_file()
