@@ -31,9 +31,9 @@ demo: $(READY)
 	.venv/bin/python plot_curves.py runs/demo
 
 test: $(READY_RAY)
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2
 
 check: $(READY_RAY)
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2
