@@ -4,7 +4,7 @@
 
 The replay wraps around 20 times, episodes end, evaluations are logged to CSV and TensorBoard, states for --resume are
 saved; only `update` and the policy's network are left out, so that it takes minutes. Prints and writes the resident
-memory of the process at every 20th evaluation; exits 1 if it grew by more than 20 MB after the second lap of the ring.
+memory of the process every 50,000 steps; exits 1 if it grew by more than 20 MB after the second lap of the ring.
 """
 
 import argparse
@@ -25,6 +25,11 @@ def resident_mb() -> float:
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
+def write(path: str, rows: list) -> None:
+    with open(path, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([["env_step", "resident_mb"], *rows])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1_000_000)
@@ -32,11 +37,13 @@ def main() -> int:
     options = parser.parse_args()
     rows, record = [], sac.Run.record
 
-    def measured(run: sac.Run, *given) -> None:
-        record(run, *given)
-        if run.env_step % 100_000 == 0:
-            rows.append([run.env_step, round(resident_mb(), 1)])
-            print(f"\nstep {run.env_step:,}: {rows[-1][1]} MB", flush=True)
+    def measured(run: sac.Run, where: tuple, *given) -> None:
+        record(run, where, *given)
+        step = where[2]
+        if step % 50_000 == 0:
+            rows.append([step, round(resident_mb(), 1)])
+            print(f"\nstep {step:,}: {rows[-1][1]} MB", flush=True)
+            write(options.out, rows)
 
     def act(agent: sac.Agent, obs: torch.Tensor, args: sac.Args) -> tuple[torch.Tensor, dict]:
         action = torch.rand(args.num_seeds, 1, 3) * 2 - 1
@@ -50,8 +57,6 @@ def main() -> int:
         args = sac.Args(online_steps=options.steps, warmup_steps=0, replay_capacity=50_000, batch_size=8, hidden_dim=8)
         args.eval_episodes, args.checkpoint_every, args.compile, args.runs_dir = 1, 0.1, "off", folder
         sac.main(args)
-    with open(options.out, "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([["env_step", "resident_mb"], *rows])
     settled = [memory for step, memory in rows if step >= 2 * args.replay_capacity]
     return max(settled) - settled[0] > 20
 
