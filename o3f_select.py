@@ -57,7 +57,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache, partial
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
@@ -584,7 +584,8 @@ class Workers(gym.vector.AsyncVectorEnv):
         try:
             return super().step(actions)
         except (EOFError, ConnectionError):
-            gone = [name for name, process in zip(self.names, self.processes, strict=True) if not process.is_alive()]
+            ended = connection.wait([process.sentinel for process in self.processes], 10)
+            gone = [name for name, process in zip(self.names, self.processes, strict=True) if process.sentinel in ended]
             for process in self.processes:
                 process.terminate()
             self.closed = True

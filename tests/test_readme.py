@@ -1,4 +1,4 @@
-"""The README's commands: each is taken by its script, and those that train are run, shortened, in the README's order."""
+"""The README: its commands are taken by their scripts, and those that train are run, shortened, in its order."""
 
 import importlib
 import importlib.util

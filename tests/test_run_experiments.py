@@ -114,7 +114,7 @@ def run(arguments: str, status: int = 0, timeout: float = 100) -> str:
     return out
 
 
-def until(condition, timeout: float = 120):
+def until(condition, timeout: float = 300):
     deadline = time.time() + timeout
     while not condition():
         assert time.time() < deadline
