@@ -51,8 +51,8 @@ class Args:
     env: str = "Hopper-v4"  # Gymnasium id
     num_envs: tuple[int, ...] = (1, 2, 10, 100)  # numbers of environments
     workers: int = len(os.sched_getaffinity(0))  # processes or threads that share the environments
-    seconds: float = 0.4  # of a turn
-    turns: int = 7  # turns of every form; the median is printed
+    seconds: float = 0.2  # of a turn
+    turns: int = 15  # turns of every form; the median is printed
     check_steps: int = 1_500  # steps of two environments that are compared with gymnasium.make
     out: str | None = None  # also write the table to this CSV
 
