@@ -5,17 +5,22 @@ export OMP_NUM_THREADS ?= 1
 
 DEMO = --runs-dir runs/demo --overwrite --eval-every 2000
 READY = .venv/requirements.stamp
+READY_RAY = .venv/requirements-ray.stamp
 
 .PHONY: help demo test check
 help:
 	@echo "make demo    pretrain, train from scratch, finetune twice, plot: about 10 minutes, curves in runs/demo"
 	@echo "make test    run the tests"
 	@echo "make check   formatting, lint, tests"
-	@echo "Each makes .venv with \$$(PYTHON) = $(PYTHON) and installs requirements.txt first."
+	@echo "Each makes .venv with \$$(PYTHON) = $(PYTHON) and installs requirements.txt first (tests: and requirements-ray.txt)."
 
 $(READY): requirements.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(READY_RAY): $(READY) requirements-ray.txt
+	.venv/bin/python -m pip install --quiet -r requirements-ray.txt
 	touch $@
 
 demo: $(READY)
@@ -25,10 +30,10 @@ demo: $(READY)
 	.venv/bin/python online_finetune_sac.py $(DEMO) --online-steps $(ONLINE_STEPS) --q-filter-percentile 25
 	.venv/bin/python plot_curves.py runs/demo
 
-test: $(READY)
+test: $(READY_RAY)
 	.venv/bin/python -m pytest
 
-check: $(READY)
+check: $(READY_RAY)
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest

@@ -57,8 +57,6 @@ PHASES = ("offline", "online")
 UNITS = {"offline": "gradient updates", "online": "env steps"}
 Y_LABELS = {"return": "evaluation return", "score": "normalised score (%)"}
 BOOTSTRAP_SAMPLES = 2000
-# a part of a tag keeps the hyphen of a dataset's name, of a from-<script> and of an exponent (lr1e-4)
-TAG_PART = re.compile(r"medium-(?:replay|expert)|from-[^-]+|[^-]+(?:-\d[^-]*)*")
 TERMINAL_COLUMNS = (
     "seeds",
     "offline",
@@ -293,12 +291,18 @@ def choose_seeds(seeds, args):
 def shorten(runs):
     """Labels without the tag parts that all tagged runs share: ({run: label}, shared parts).
 
-    `runs` is {run: whether it used a dataset}. A run from scratch has no dataset's name in its tag, so
-    where there are runs with a dataset only these decide.
+    `runs` is {run: config}. A run from scratch has no dataset's name in its tag, so where there are runs
+    with a dataset only these decide.
     """
-    tags = {run: TAG_PART.findall(run.partition("-")[2]) for run in runs}
-    deciding = [tags[run] for run in runs if runs[run]] or [parts for parts in tags.values() if parts]
-    shared = [part for part in deciding[0] if all(part in tag for tag in deciding)] if deciding[1:] else []
+    words = {option.replace("_", "-") for config in runs.values() for option in config.get("args", ())}
+    words |= {config["dataset"]["name"] for config in runs.values() if config.get("dataset")}
+    known = "|".join([*map(re.escape, sorted(words, key=len, reverse=True)), "[^-]"])
+    # a part: an option and its value (perhaps 1e-4 or -4), a dataset, or from-<script>
+    part = re.compile(rf"(?:no-|from-)?(?:{known})[^-]*(?:-\d[^-]*)*")
+    tags = {run: part.findall(run.partition("-")[2]) for run in runs}
+    deciding = [tags[run] for run in runs if runs[run].get("dataset")] or [parts for parts in tags.values() if parts]
+    first = dict.fromkeys(deciding[0]) if len(deciding) > 1 else []
+    shared = [part for part in first if all(part in tag for tag in deciding)]
     labels = {}
     for run, parts in tags.items():
         labels[run] = "-".join([run.partition("-")[0], *(part for part in parts if part not in shared)])
@@ -314,7 +318,7 @@ def make_panels(seeds):
     for env in sorted({seed.env for seed in seeds}):
         groups = {run: [seed for seed in seeds if (seed.env, seed.run) == (env, run)] for run in runs}
         groups = {run: group for run, group in groups.items() if group}
-        labels, shared = shorten({run: bool(group[0].config.get("dataset")) for run, group in groups.items()})
+        labels, shared = shorten({run: group[0].config for run, group in groups.items()})
         curves = []
         for run, group in groups.items():
             turn, color = divmod(runs.index(run), len(COLORS))

@@ -19,25 +19,23 @@ Objective (select_action: O3F, algorithm 1)
     acting  a = mu(s) + noise, or the best of N draws from N(mu(s), sigma^2) by mean_e Q + omega std_e Q
 The policy and all targets move in every --policy-delay'th update only.
 
-Symbols and shapes: S seeds, E critics, B batch, O observation, A action, N candidates. The seed axis
-comes first everywhere: obs (S, B, O), action (S, B, A) in [-1, 1], reward (S, B), Q (S, E, B). A prime marks
-a target network, sigma is --candidate-std, omega --optimism. The squared distance is the sum over action
-dimensions, lambda is one number a seed.
+Symbols and shapes: S seeds, E critics, B batch, O observation, A action, N candidates. The seed axis comes first
+everywhere: obs (S, B, O), action (S, B, A) in [-1, 1], reward (S, B), Q (S, E, B). A prime marks a target network,
+sigma is --candidate-std, omega --optimism; the squared distance sums over action dimensions, lambda is one a seed.
 
 Reads   a checkpoint of the TD3 family (--checkpoint; by default the newest finished offline run of --env under
         --runs-dir), and the dataset it was trained on unless --replay online; with --scratch only a given --dataset.
-Writes  runs/<env>/td3_c-<dataset>-from-<source>[-<tag>]/seed<k>/: config.json, eval.csv (a row an episode; return is
+Writes  runs/<env>/td3_c-<dataset>[-<tag>]-from-<source>/seed<k>/: config.json, eval.csv (a row an episode; return is
         undiscounted, in the environment's units), metrics.csv, TensorBoard events, checkpoint.pt.
 
 Differs from td3_bc.py: the constraint instead of the BC term; no offline phase.
 
-Deviations: eq. (5) is printed with the sign of its bracket turned around, which would reward distance; here
-lambda grows while d^2 > epsilon, as eq. (4) wants. The paper leaves open, and results/td3 compares: a relative
-step of lambda, from --dual-init; the division by 1 + lambda; a target policy that starts as a copy. Adam's
-steps at the default --actor-lr get too long for the default --epsilon; at 3e-5 it holds (results/td3). Adam's
-moments come along with the weights. Acme's code, which the paper used, moves the critics' targets in every
-update, counts offline rows as its minimum replay of 1,000 (--warmup-steps never updates), and draws the small
-last layer of the policy normally, here it is uniform with one standard deviation.
+Deviations: eq. (5) is printed with the sign of its bracket turned around, which would reward distance; here lambda
+grows while d^2 > epsilon, as eq. (4) wants. The paper leaves open, and results/td3 compares: a relative step of lambda,
+from --dual-init; the division by 1 + lambda; a target policy that starts as a copy. Adam's steps at the default
+--actor-lr get too long for the default --epsilon; at 3e-5 it holds (results/td3). Adam's moments come along with the
+weights. Acme's code, which the paper used, moves the critics' targets in every update, counts offline rows as its
+minimum replay of 1,000 (--warmup-steps never updates), and draws the policy's small last layer normally, not uniformly.
 
 Run, a minute on one CPU core, after the short pretraining of td3_bc.py (return about 200):
     python td3_c.py --online-steps 2000 --eval-every 1000
@@ -65,10 +63,12 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
@@ -453,6 +453,8 @@ def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
             open_end = float(f"{high:.4g}") > high  # a limit one step under a round number
             rule = "above 0" if low == 1e-12 else f"in [{low}, {high:.4g}{')' if open_end else ']'}"
             fail(f"--{field.name.replace('_', '-')} {value}: must be {rule}")
+        if field.name in ("candidate_std", "optimism") and value != field.default and args.num_candidates == 0:
+            fail(f"--{field.name.replace('_', '-')} {value}: has no effect with --num-candidates 0")
     steps = {name: getattr(args, name) for name in ("offline_steps", "online_steps") if hasattr(args, name)}
     if not any(steps.values()):
         fail(f"--{list(steps)[-1].replace('_', '-')} 0: there is nothing to do")
@@ -561,9 +563,9 @@ class Workers(gym.vector.AsyncVectorEnv):
             raise EnvironmentFailed(f"the process of {' and '.join(gone) or 'an environment'} ended") from None
 
 
-def make_envs(env_id: str, seeds: list[int], copies: int = 1) -> gym.vector.VectorEnv:
-    """`copies` environments a seed: each in a process of its own on a many-core host, else one after the other."""
-    names = [f"the environment of seed {seed}" for seed in seeds for _ in range(copies)]
+def make_envs(env_id: str, seeds: list[int]) -> gym.vector.VectorEnv:
+    """An environment a seed: each in a process of its own on a many-core host, else one after the other."""
+    names = [f"the environment of seed {seed}" for seed in seeds]
     functions = [lambda name=name: Replayable(make_env(env_id), name) for name in names]
     if len(functions) > 1 and len(os.sched_getaffinity(0)) >= 8:
         return Workers(functions, names)
@@ -595,8 +597,11 @@ def read_d4rl(path: Path) -> tuple[list[np.ndarray], dict]:
         if missing:
             raise ValueError(f"it has no {', '.join(missing)}")
         data = {key: file[key][()] for key in ("observations", "actions", "rewards", "terminals", *optional)}
-    if len({len(value) for value in data.values()}) > 1 or data["terminals"].ndim != 1:
+    ends = [data[key] for key in ("terminals", "timeouts") if key in data]
+    if len({len(value) for value in data.values()}) > 1 or any(end.ndim != 1 for end in ends):
         raise ValueError(f"its arrays do not match: { {key: value.shape for key, value in data.items()} }")
+    if any(((end != 0) & (end != 1)).any() for end in ends):
+        raise ValueError("its terminals or timeouts are neither 0 nor 1")
     obs, terminated = data["observations"], data["terminals"].astype(bool)
     truncated = data.get("timeouts", np.zeros(len(terminated))).astype(bool) & ~terminated
     next_obs, drop = data.get("next_observations"), np.zeros(len(terminated), bool)
@@ -711,7 +716,7 @@ def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) ->
     scores = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     fingerprint = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
     path = path.resolve()
-    short = path.stem if path.is_file() else path.name.rsplit("-v", 1)[0]
+    short = re.sub(r"(?a)[^\w.-]+", "_", path.stem if path.is_file() else path.name.rsplit("-v", 1)[0])[:60]
     short += "" if BUNDLED in path.parents else f"-{fingerprint[:4]}"  # two datasets of one name stay apart
     scores = None if None in scores else scores
     return Dataset(short, name, recorded_in, rows, returns, metadata.get("dropped", 0), scores, fingerprint)
@@ -804,25 +809,29 @@ class Loop:
         self.calls = 0
         cuda, state = next(agent.parameters()).is_cuda, [tensor.clone() for tensor in agent.state_dict().values()]
         random_state = torch.cuda.get_rng_state() if cuda else torch.get_rng_state()
-        try:
-            if compiled:
-                print("compiling the update, up to a minute ...", flush=True)
-                self.once = torch.compile(self.stack, fullgraph=True)
+        if compiled:
+            print("compiling the update, up to a minute ...", flush=True)
+        joined = [{"combo_kernels": True}] if cuda else []  # small kernels launched together: 10% on a GPU
+        for options in [*joined, None] if compiled else []:
+            try:
+                self.once = torch.compile(self.stack, fullgraph=True, options=options)
                 for launch in self.launches.values():
                     launch()
-        except Exception as error:  # no compiler, or one that fails: slower, the same algorithm
-            print(
-                f"not compiled, running eagerly: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-            )
-            self.once = self.stack
-        finally:
-            if cuda and args.compile != "off":
-                self.launches = {pattern: capture(launch) for pattern, launch in self.launches.items()}
-            for tensor, value in zip(agent.state_dict().values(), state, strict=True):
-                tensor.copy_(value)
-            torch.cuda.set_rng_state(random_state) if cuda else torch.set_rng_state(random_state)
-            for total in self.sums.values():
-                total.zero_()
+                break
+            except Exception as error:  # no compiler, or one that fails: slower, the same algorithm
+                line, then = (
+                    (str(error).strip().splitlines() or [""])[0],
+                    "trying without" if options else "running eagerly",
+                )
+                print(f"not compiled, {then}: {type(error).__name__}: {line}")
+                self.once = self.stack
+        if cuda and args.compile != "off":
+            self.launches = {pattern: capture(launch) for pattern, launch in self.launches.items()}
+        for tensor, value in zip(agent.state_dict().values(), state, strict=True):
+            tensor.copy_(value)
+        torch.cuda.set_rng_state(random_state) if cuda else torch.set_rng_state(random_state)
+        for total in self.sums.values():
+            total.zero_()
 
     def stack(self, turn: bool) -> tuple[list[str], Tensor]:
         metrics = self.function(turn)
@@ -942,9 +951,7 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     """The options and the state of the run that --resume names; ends with one line if it cannot go on."""
     if args.resume is None:
         return args, None
-    given = [
-        field.name for field in fields(args) if field.name != "resume" and getattr(args, field.name) != field.default
-    ]
+    given = [f.name for f in fields(args) if f.name != "resume" and getattr(args, f.name) != f.default]
     if given:
         fail(f"--{given[0].replace('_', '-')}: --resume goes on with the run's own options; leave it out")
     folder = Path(args.resume)
@@ -964,17 +971,17 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
 
 
 def run_name(args: Args, dataset: Dataset | None, source: dict | None) -> str:
-    """<script>[-<dataset>][-from-<source>][-<option><value>...], of the options that are not at their default."""
+    """<script>[-<dataset>][-<option><value>...][-from-<source>], of the options that are not at their default."""
     parts = [SCRIPT, dataset and dataset.name]
-    if source:  # its name, without the dataset where that is told already
-        parts.append("from-" + (source["run"].replace(f"-{dataset.name}", "", 1) if dataset else source["run"]))
     for field in fields(args):
         value = getattr(args, field.name)
         if field.name not in UNTAGGED and value != field.default:
             name, text = TAG_NAMES.get(field.name, field.name.replace("_", "-")), str(value).removesuffix(".0")
             text = text.removesuffix("000") + "k" if isinstance(value, int) and text.endswith("000") else text
             parts.append({"True": name, "False": f"no-{name}"}.get(text, name + text))
-    return "-".join(part for part in parts if part)
+    name = "-".join(filter(None, [*parts, source and f"from-{source['run']}"]))
+    safe = re.sub(r"(?a)[^\w.-]", "_", name[:180])  # a folder's name has at most 255 bytes
+    return name if name == safe else f"{safe}..{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 class Run:
@@ -1007,6 +1014,7 @@ class Run:
         self.config |= {"args": options, "num_seeds": args.num_seeds, "dataset": data, "checkpoint": source}
         self.config |= {key: getattr(args, key, 0) for key in ("offline_steps", "online_steps")}
         self.config |= {"git_commit": commit, "versions": versions, "hardware": hardware}
+        self.config["command"] = saved["config"].get("command") if saved else [f"{SCRIPT}.py", *sys.argv[1:]]
         if saved and data != saved["config"]["dataset"]:
             fail(f"--resume {self.folder}: --dataset {data and data['source']} is no longer what it was")
 
@@ -1062,14 +1070,16 @@ class Run:
         self.writers, self.pid = [SummaryWriter(str(folder)) for folder in self.folders], os.getpid()
         handlers = {number: signal.signal(number, self.stop) for number in (signal.SIGINT, signal.SIGTERM)}
         again = f"python {SCRIPT}.py --resume {self.folder}"
+        self.evaluator = Evaluator(self, self.args)
         try:
             yield
+            self.evaluator.finish()
             self.set_status("finished")
         except KeyboardInterrupt:
             self.set_status("interrupted")
             print(f"\ninterrupted at {self.phase} step {self.step():,}; go on with: {again}")
             raise SystemExit(128 + self.stopped) from None
-        except (EnvironmentFailed, OSError) as error:
+        except (EnvironmentFailed, BrokenExecutor, OSError) as error:
             with suppress(OSError):
                 self.set_status("failed")
             place = f"{self.phase} step {self.step():,}"
@@ -1079,6 +1089,7 @@ class Run:
             self.set_status("failed")
             raise
         finally:
+            self.evaluator.close()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         for name in ("resume.pt", "resume.rows"):
@@ -1110,15 +1121,14 @@ class Run:
 
     def set_status(self, status: str) -> None:
         for seed, folder in zip(self.seeds, self.folders, strict=True):
-            now = {"seed": seed, "started": self.started, "seconds": time.time() - self.started}
+            now = {"seed": seed, "started": self.started, "seconds": time.time() - self.started, "pid": os.getpid()}
             now["status"] = "diverged" if seed in self.frozen else status
             text = json.dumps(self.config | now, indent=1)
             write_atomically(folder / "config.json", lambda path, text=text: path.write_text(text))
 
-    def record(self, agent: Agent, evaluation: Evaluation, metrics: dict[str, np.ndarray]) -> None:
-        """One evaluation: a row an episode in eval.csv, a row a metric in metrics.csv, a checkpoint."""
-        self.freeze(agent, [value for name, value in metrics.items() if name.startswith("loss/")])
-        where, seconds = [self.phase, self.gradient_step, self.env_step], round(time.time() - self.started, 1)
+    def record(self, where: tuple, evaluation: Evaluation, metrics: dict[str, np.ndarray]) -> None:
+        """Logs one evaluation, made `where` (phase, gradient step, environment step, seconds): CSVs and TensorBoard."""
+        *where, seconds = where
         returns, lengths = evaluation.returns, evaluation.lengths
         self.last = returns.mean(1)
         metrics |= {"eval/first_q": evaluation.first_q, "eval/q_bias": evaluation.q_bias}
@@ -1133,20 +1143,23 @@ class Run:
             values = {name: float(value[i]) for name, value in metrics.items()}
             append_rows(self.folders[i] / "metrics.csv", [[*where, *item] for item in values.items()])
             for name, value in values.items():
-                self.writers[i].add_scalar(f"{name}_{self.phase}", value, self.step())
+                self.writers[i].add_scalar(f"{name}_{where[0]}", value, where[2 if where[0] == "online" else 1])
             self.writers[i].flush()
-        self.save(agent)
 
-    def save(self, agent: Agent) -> None:
-        """checkpoint.pt of every seed: a plain dict of tensors, numbers and strings."""
+    def save(self, agent: Agent) -> list[dict[str, Tensor]]:
+        """checkpoint.pt of every seed: a plain dict of tensors, numbers and strings. Returns the tensors by seed."""
         self.freeze(agent)
-        state = {name: tensor.cpu() for name, tensor in agent.state_dict().items()}
+        state, seeds = {name: tensor.cpu() for name, tensor in agent.state_dict().items()}, range(len(self.seeds))
+        own = [
+            {name: (t.unflatten(0, (len(seeds), -1))[i] if t.dim() else t).clone() for name, t in state.items()}
+            for i in seeds
+        ]
         facts = {key: self.config[key] for key in ("script", "run", "algorithm", "env", "args", "dataset")}
         facts |= {"phase": self.phase, "gradient_step": self.gradient_step, "env_step": self.env_step}
-        for i in sorted({*range(len(self.seeds))} - {*self.frozen_rows()}):
-            own = {n: (t.unflatten(0, (len(self.seeds), -1))[i] if t.dim() else t).clone() for n, t in state.items()}
-            checkpoint = {**facts, "seed": self.seeds[i], "shape": agent.shape, "agent": own}
+        for i in sorted({*seeds} - {*self.frozen_rows()}):
+            checkpoint = {**facts, "seed": self.seeds[i], "shape": agent.shape, "agent": own[i]}
             save_torch(checkpoint, self.folders[i] / "checkpoint.pt")
+        return own
 
     def keep(
         self, agent: Agent, reference: Agent, table: ReplayTable, loops: list[Loop], more: Callable = dict
@@ -1156,6 +1169,7 @@ class Run:
         full = table.capacity and table.added - self.kept == table.capacity  # or the ring would lose rows
         if not (due or full or self.stopped):
             return
+        self.evaluator.finish()
         self.freeze(agent)
         with open(self.folders[0] / "resume.rows", "ab") as file:  # all online rows, (steps, S, columns) float32
             file.truncate(self.kept * table.rings[:, :1].numel() * 4)
@@ -1204,39 +1218,102 @@ class Run:
         return state
 
 
-class Evaluation(NamedTuple):
-    returns: np.ndarray  # (S, episodes) undiscounted
-    lengths: np.ndarray  # (S, episodes) steps
-    first_q: np.ndarray  # (S,) min_e Q(s0, best action), mean over episodes, in the environment's units
-    q_bias: np.ndarray  # (S,) first_q minus the mean discounted return
+class Evaluation(NamedTuple):  # of one seed; those of several are stacked, seeds first
+    returns: np.ndarray  # (episodes,) undiscounted
+    lengths: np.ndarray  # (episodes,) steps
+    first_q: np.ndarray  # () min_e Q(s0, best action), mean over episodes, in the environment's units
+    q_bias: np.ndarray  # () first_q minus the mean discounted return
 
 
-def evaluate(agent: Agent, envs: gym.vector.VectorEnv, run: Run, args: Args) -> Evaluation:
-    """Episodes of the deterministic policy, all at once, one an environment; draws nothing from torch.
+@cache
+def eval_envs(env_id: str, count: int) -> list[Replayable]:
+    return [Replayable(make_env(env_id), "") for _ in range(count)]
 
-    Episodes are seeded by (seed, steps so far, episode), so each evaluation sees new starts, and a
-    finetuning's evaluation at step 0 repeats the last one of its pretraining.
+
+def evaluate(agent: Agent, seed: int, steps: tuple[int, int], args: Args) -> Evaluation:
+    """Episodes of the deterministic policy of an agent of one seed on the CPU; draws nothing from torch.
+
+    They are seeded by (seed, gradient and environment steps so far, episode), so each evaluation sees new
+    starts, and a finetuning's evaluation at step 0 repeats the last one of its pretraining.
     """
-    run.freeze(agent)
-    shape = (args.num_seeds, args.eval_episodes)
-    keys = [(seed, run.gradient_step, run.env_step, j) for seed in run.seeds for j in range(shape[1])]
-    obs, _ = envs.reset(seed=[int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys])
-    returns, discounted, lengths = np.zeros(shape).ravel(), np.zeros(shape).ravel(), np.zeros(shape, int).ravel()
-    running, discount, first_q = np.ones(len(keys), bool), 1.0, None
-    scale = float(getattr(agent, "reward_scale", 1))  # not every objective scales the rewards
-    while running.any():
-        device_obs = torch.as_tensor(obs, dtype=torch.float32, device=run.device).view(*shape, -1)
-        action = best_action(agent, device_obs)
+    envs = eval_envs(args.env, args.eval_episodes)
+    for env in envs:
+        env.name = f"the environment of seed {seed}"
+    starts = [np.random.SeedSequence((seed, *steps, j)).generate_state(1)[0] for j in range(len(envs))]
+    obs = np.stack([env.reset(seed=int(start))[0] for env, start in zip(envs, starts, strict=True)])
+    returns, discounted, lengths = np.zeros(len(envs)), np.zeros(len(envs)), np.zeros(len(envs), int)
+    running, first_q = list(range(len(envs))), None
+    while running:
+        batch = torch.as_tensor(obs, dtype=torch.float32)[None]
+        action = best_action(agent, batch)
         if first_q is None:
-            first_q = agent.critic(device_obs, action).amin(1).cpu().numpy() / scale
-        obs, reward, terminated, truncated, _ = envs.step(action.flatten(0, 1).cpu().numpy())
-        returns += running * reward
-        discounted += running * discount * reward
-        lengths += running
-        discount *= args.gamma
-        running &= ~(terminated | truncated)
-    bias = (first_q - discounted.reshape(shape)).mean(1)
-    return Evaluation(returns.reshape(shape), lengths.reshape(shape), first_q.mean(1), bias)
+            scale = float(getattr(agent, "reward_scale", 1))  # not every objective scales the rewards
+            first_q = agent.critic(batch, action).amin(1)[0].numpy() / scale
+        for j in running.copy():
+            obs[j], reward, terminated, truncated, _ = envs[j].step(action[0, j].numpy())
+            returns[j] += reward
+            discounted[j] += args.gamma ** lengths[j] * reward
+            lengths[j] += 1
+            if terminated or truncated:
+                running.remove(j)
+    return Evaluation(returns, lengths, first_q.mean(), (first_q - discounted).mean())
+
+
+def evaluate_copy(tensors: dict[str, np.ndarray], shape: dict, *others) -> Evaluation:
+    """`evaluate` for an agent that comes as the tensors of its seed."""
+    agent = Agent([0], **shape)
+    agent.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
+    return evaluate(agent, *others)
+
+
+def work_beside(run: int) -> None:
+    """The first thing in a process of Evaluator: stop signals are for the run; without that process, this one ends."""
+    torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, lambda *_: os.getppid() == run or os._exit(1))
+    signal.setitimer(signal.ITIMER_REAL, 1, 1)  # looks every second
+
+
+class Evaluator:
+    """Evaluates copies of the agents on spare cores, while training goes on; on a single core, in between."""
+
+    def __init__(self, run: Run, args: Args):
+        self.run, self.args, self.where, self.metrics, self.results = run, args, (), {}, []
+        processes = min(args.num_seeds, len(os.sched_getaffinity(0)) - 1)
+        self.pool = (
+            ProcessPoolExecutor(processes, get_context("fork"), work_beside, (os.getpid(),)) if processes else None
+        )
+        self.submit(os.getpid)  # starts the processes
+
+    def submit(self, function: Callable, *given) -> Future:
+        if self.pool:
+            return self.pool.submit(function, *given)
+        result = Future()
+        result.set_result(function(*given))
+        return result
+
+    def start(self, agent: Agent, metrics: dict[str, np.ndarray]) -> None:
+        """Saves the agent's checkpoints and evaluates it, to be logged with the metrics; one evaluation at a time."""
+        self.finish()
+        run, self.metrics = self.run, metrics
+        self.where = (run.phase, run.gradient_step, run.env_step, round(time.time() - run.started, 1))
+        run.freeze(agent, [value for name, value in metrics.items() if name.startswith("loss/")])
+        for seed, tensors in zip(run.seeds, run.save(agent), strict=True):
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            self.results.append(self.submit(evaluate_copy, arrays, agent.shape, seed, self.where[1:3], self.args))
+
+    def finish(self, wait: bool = True) -> bool:
+        """Logs the evaluation under way, if it is through or `wait`; whether it did."""
+        if not self.results or not (wait or all(result.done() for result in self.results)):
+            return False
+        results, self.results = [result.result() for result in self.results], []
+        self.run.record(self.where, Evaluation(*map(np.stack, zip(*results, strict=True))), self.metrics)
+        return True
+
+    def close(self) -> None:
+        if self.pool:
+            self.pool.shutdown(cancel_futures=True)
 
 
 def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> dict[str, np.ndarray]:
@@ -1271,21 +1348,21 @@ def find_checkpoints(args: Args) -> list[Path]:
                 found.append((config["started"] + config["seconds"], path.parents[1]))
         if not found:
             script = f"{SCRIPT}.py" if own else PRETRAINING[ALGORITHM]
-            fail(
-                f"--checkpoint is missing: {args.runs_dir}/{args.env} has no finished offline run of the "
-                f"{ALGORITHM} family; python {script} --env {args.env} makes one"
-            )
+            missing = f"{args.runs_dir}/{args.env} has no finished offline run of the {ALGORITHM} family"
+            fail(f"--checkpoint is missing: {missing}; python {script} --env {args.env} makes one")
         folder = max(found)[1]
     for file in (folder, folder / "checkpoint.pt"):
         if file.is_file():
             return [file] * args.num_seeds
     wanted = [folder / f"seed{args.seed + i}" / "checkpoint.pt" for i in range(args.num_seeds)]
     there = sorted(folder.glob("seed*/checkpoint.pt"))
-    if len(there) == 1:
-        return there * args.num_seeds
-    missing = [path for path in wanted if path not in there]
-    if missing:
-        fail(f"--checkpoint {folder}: {missing[0]} does not exist (seeds there: {len(there)})")
+    wanted = there * args.num_seeds if len(there) == 1 else wanted
+    for path in wanted:
+        if path not in there:
+            fail(f"--checkpoint {folder}: {path} does not exist (seeds there: {len(there)})")
+        config = path.with_name("config.json")
+        if config.is_file() and '"status": "diverged"' in config.read_text():
+            fail(f"--checkpoint {folder}: {path.parent.name} diverged; name {path} to start from its last good state")
     return wanted
 
 
@@ -1326,9 +1403,7 @@ def load_checkpoints(args: Args, obs_dim: int, action_dim: int, saved: dict | No
         here = {name: getattr(args, name) for name in before}
         lost = [as_option(n, v) for n, v in before.items() if v != here[n] and here[n] == getattr(Args, n)]
         if lost:
-            print(
-                f"note: pretrained with {' '.join(lost)}; a checkpoint does not pass that on, say it again to keep it"
-            )
+            print(f"note: pretrained with {' '.join(lost)}; no checkpoint passes that on, say it again to keep it")
     return agent, {**facts, "path": str(paths[0])}
 
 
@@ -1383,7 +1458,7 @@ def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None
     """Act, launch the update, step the environments while the device works, store; evaluate in between."""
     pretrained = bool(run.config["checkpoint"] or getattr(args, "offline_steps", 0))
     run.phase, run.env_step = "online", 0
-    collector, eval_envs = Collector(args, run.seeds), make_envs(args.env, run.seeds, args.eval_episodes)
+    collector = Collector(args, run.seeds)
     updates = update_loop(agent, table, args, args.online_steps * args.updates_per_step, args.updates_per_step)
     acting, reference = Acting(agent, agent.shape, args, run.device), copy.deepcopy(agent)
     share = 0.5 if args.offline_ratio is None else args.offline_ratio
@@ -1402,10 +1477,10 @@ def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None
         run.env_step = step
         resumes = cut and step == first  # evaluated and kept already
         if not resumes and (step % args.eval_every == 0 or step == args.online_steps):
-            evaluation = evaluate(agent, eval_envs, run, args)
             metrics = updates.read() | acting.loop.read() | diagnose(agent, reference, table, args)
-            run.record(agent, evaluation, metrics | collector.read())
-            progress.set_postfix_str(f"return {evaluation.returns.mean():.0f}")
+            run.evaluator.start(agent, metrics | collector.read())
+        if run.evaluator.finish(wait=False):
+            progress.set_postfix_str(f"return {run.last.mean():.0f}")
         if not resumes:
             run.keep(agent, reference, table, loops, collector.state)
         if step == args.online_steps:
@@ -1422,7 +1497,6 @@ def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None
         progress.update()
     progress.close()
     collector.envs.close()
-    eval_envs.close()
 
 
 def main(args: Args) -> None:

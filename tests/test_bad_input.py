@@ -11,7 +11,7 @@ import torch
 import td3_c
 
 FINETUNE, PRETRAIN, SCRATCH = "online_finetune_sac", "offline_pretrain_sac", "sac_scratch"
-TD3_BC, TD3_C = "td3_bc", "td3_c"
+TD3_BC, TD3_C, O3F = "td3_bc", "td3_c", "o3f_select"
 
 
 class Evil:
@@ -56,11 +56,11 @@ def files(call):
         for key, shape in {"observations": (5, 17), "actions": (5, 6), "rewards": 5, "terminals": 5}.items():
             file[key] = np.zeros(shape)
     good = {"observations": np.zeros((5, 11)), "actions": np.zeros((5, 3)), "rewards": np.zeros(5)}
-    for name, terminals in {"lengths": 4, "walker2d-medium-v2": 5, "nan": 5}.items():
+    for name, terminals in {"lengths": 4, "walker2d-medium-v2": 5, "nan": 5, "ends": 5}.items():
         with h5py.File(folder / f"{name}.hdf5", "w") as file:
             for key, value in good.items():
                 file[key] = value + (np.nan if name == "nan" and key == "rewards" else 0)
-            file["terminals"] = np.zeros(terminals)
+            file["terminals"] = np.full(terminals, 2 if name == "ends" else 0)
     (folder / "raw").write_bytes(b"secret" * 100)
     for name in ("link", "storage", "virtual"):  # rewards that lie in another file
         with h5py.File(folder / f"{name}.hdf5", "w") as file:
@@ -110,6 +110,8 @@ CASES = [
     (SCRATCH, "--epsilon nan", "--epsilon nan"),
     (SCRATCH, "--num-candidates -1", "--num-candidates -1"),
     (SCRATCH, "--candidate-std nan", "--candidate-std nan"),
+    (SCRATCH, "--candidate-std 0.5", "--candidate-std 0.5: has no effect with --num-candidates 0"),
+    (SCRATCH, "--optimism 1", "--optimism 1.0: has no effect with --num-candidates 0"),
     (SCRATCH, "--optimism inf", "--optimism inf"),
     (SCRATCH, "--q-filter-percentile 100", "--q-filter-percentile 100"),
     (SCRATCH, "--q-filter-percentile -1", "--q-filter-percentile -1"),
@@ -133,6 +135,7 @@ CASES = [
     (PRETRAIN, "--dataset ../files/lengths.hdf5", "arrays do not match"),
     (PRETRAIN, "--dataset ../files/walker2d-medium-v2.hdf5", "recorded in Walker2d"),
     (PRETRAIN, "--dataset ../files/nan.hdf5", "not finite"),
+    (PRETRAIN, "--dataset ../files/ends.hdf5", "its terminals or timeouts are neither 0 nor 1"),
     (PRETRAIN, "--dataset ../files/link.hdf5", "rewards lies in another file"),
     (PRETRAIN, "--dataset ../files/storage.hdf5", "rewards lies in another file"),
     (PRETRAIN, "--dataset ../files/virtual.hdf5", "rewards lies in another file"),
@@ -176,6 +179,8 @@ CASES = [
     (TD3_BC, "--offline-steps 0 --online-steps 5 --normalize-obs", "--normalize-obs: the checkpoint decides"),
     (TD3_BC, "--checkpoint ../files/lost.pt", "--checkpoint ../files/lost.pt: is continued online"),
     (TD3_BC, "--alpha -1.0", "--alpha -1"),
+    (O3F, "--gamma 1", "--gamma 1: must be below 1"),
+    (O3F, "--num-candidates 0 --candidate-std 0.5", "--candidate-std 0.5: has no effect"),
 ]
 
 

@@ -349,7 +349,7 @@ def test_cql_online(options, call):
     call("cql_sac", OFFLINE)
     before = checkpoint(run_folder("cql_sac-tiny*"))
     call("cql_sac", f"{SMALL} --offline-steps 0 --online-steps 20 --eval-every 20 --cql-actions 2 {options}")
-    folder = run_folder("cql_sac-*-from-cql_sac-*online20*")
+    folder = run_folder("cql_sac-*-online20-*-from-cql_sac-*")
     after, logged = checkpoint(folder), metrics(folder)
     assert after["gradient_step"] == 40 and after["agent"]["critic_adam.t"] == 40
     assert not torch.equal(after["agent"]["critic.mlp.layers.0.weight"], before["agent"]["critic.mlp.layers.0.weight"])

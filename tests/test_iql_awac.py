@@ -787,7 +787,7 @@ def test_continuing_online_with_candidates_and_filter(script, call):
     loaded, facts = script.load_checkpoints(script.Args(), 11, 3)
     assert same(loaded.state_dict(), before) and facts["gradient_step"] == 20
     call(name, f"{ONLINE} --num-candidates 5 --q-filter-percentile 25")
-    state, metrics = saved(f"{name}-*-from-{name}-*-n5-qf25"), logged(f"{name}-*-from-{name}-*-n5-qf25")
+    state, metrics = saved(f"{name}-*-n5-qf25-from-{name}-*"), logged(f"{name}-*-n5-qf25-from-{name}-*")
     agent = state["agent"]
     assert agent["critic.mlp.layers.0.weight"].shape == (5, 14, 16)
     assert moved(agent, before) == set(NETWORKS[script]) and (agent["actor.log_std"] != before["actor.log_std"]).all()
@@ -807,10 +807,10 @@ def test_continuing_online_with_the_other_replay_strategies(script, options, sha
     name, own = script.__name__, checkpoints[script.__name__]
     call(name, f"{ONLINE} --checkpoint {own} {options}")
     before = torch.load(own / "seed1/checkpoint.pt", weights_only=True)["agent"]
-    state = saved(f"{name}-*from-{name}-*{tag}")
+    state = saved(f"{name}-*{tag}-from-{name}-*")
     assert state["gradient_step"] == state["agent"]["actor_adam.t"] == 1 + 24  # 16 own rows are needed first
     assert moved(state["agent"], before) == set(NETWORKS[script])
-    last = logged(f"{name}-*from-{name}-*{tag}")["online", 25, 40]
+    last = logged(f"{name}-*{tag}-from-{name}-*")["online", 25, 40]
     check_metrics(script, last)
     assert last["replay/online_share"] == share
 
@@ -835,7 +835,10 @@ def test_the_scale_is_that_of_the_data_pretrained_on_and_stays(call, checkpoints
     call("iql", OFFLINE)
     assert len(returns) > 3 and saved("iql-tiny-*")["agent"]["reward_scale"].item() == pytest.approx(expected)
     # the other file's returns are 45, 145, 245: its scale would be 5
-    for options, pattern in ((f"--dataset {checkpoints['other']}", "iql-other-*"), ("--replay online", "iql-*-online")):
+    for options, pattern in (
+        (f"--dataset {checkpoints['other']}", "iql-other-*"),
+        ("--replay online", "iql-*-online-from-*"),
+    ):
         call("iql", f"{ONLINE} {options}")
         state = saved(f"{pattern}")
         assert state["phase"] == "online" and state["agent"]["reward_scale"].item() == pytest.approx(expected)

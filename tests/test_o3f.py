@@ -870,6 +870,16 @@ def test_offline_and_online_in_one_run(call):
     assert json.loads((run_folder("o3f_select-*") / "config.json").read_text())["status"] == "finished"
 
 
+def test_the_offline_phases_policy_delay_changes_nothing_online(call, checkpoints):
+    for delay in (1, 3):
+        options = f"--checkpoint {checkpoints['o3f_select']} --policy-delay {delay} --runs-dir {delay}"
+        call("o3f_select", f"{ONLINE} {options}")
+    (one,), (other,) = (Path(runs).glob("*/*/seed1/checkpoint.pt") for runs in "13")
+    assert one.parts[1:] == other.parts[1:]
+    one, other = (torch.load(path, weights_only=True)["agent"] for path in (one, other))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 # ---- bad input ----
 
 GO_ON = "--offline-steps 0 --online-steps 9"

@@ -4,14 +4,17 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import o3f_select
 import plot_curves
 from plot_curves import Args
 
+RESULTS = Path(plot_curves.__file__).parent / "results"
 FINETUNE = "online_finetune_sac-medium-replay"
 
 
@@ -336,7 +339,8 @@ def test_metric(tmp_path, capsys):
 
 def test_labels():
     def labels(*runs, scratch=()):
-        return plot_curves.shorten({run: True for run in runs} | {run: False for run in scratch})
+        config = {"dataset": {"name": "medium-replay"}}
+        return plot_curves.shorten(dict.fromkeys(runs, config) | dict.fromkeys(scratch, {}))
 
     qf = f"{FINETUNE}-qf25"
     assert labels(FINETUNE, qf) == (
@@ -353,6 +357,39 @@ def test_labels():
     origins = ("td3_c-from-td3_bc-d1", "td3_c-from-iql-d1")
     assert labels(*origins)[0] == {origins[0]: "td3_c-from-td3_bc", origins[1]: "td3_c-from-iql"}
     assert labels("a-x-y1", "b-x-y2", "c-x-y1")[1] == "x"
+
+
+@pytest.mark.parametrize("name", ["medium-replay", "my-own-data-beef"])
+def test_a_label_tells_whole_options(name):
+    """Of names as the scripts make them: what all runs share goes, and nothing of any other option."""
+    source, base = {"run": f"o3f_select-{name}-offline15k"}, {"online_steps": 2000, "updates_per_step": 5}
+    dataset = o3f_select.Dataset(name, *[None] * 7)
+    others = {"policy_updates_per_step": 5, "q_filter_actions": "policy", "layer_norm": True, "optimism": -1.0}
+    others |= {"critic_lr": 1e-5, "replay": "online", "num_candidates": 1, "offline_ratio": 0.5, "subset_size": 3}
+    runs = {}
+    for more in [{}, *({option: value} for option, value in others.items())]:
+        args = o3f_select.Args(**base, **more)
+        runs[o3f_select.run_name(args, dataset, source)] = {"args": asdict(args), "dataset": {"name": name}}
+    labels, shared = plot_curves.shorten(runs)
+    ends = "", "-policy-updates-per-step5", "-q-filter-actionspolicy", "-layer-norm", "-optimism-1"
+    ends += "-critic-lr1e-05", "-online", "-n1", "-ratio0.5", "-subset-size3"
+    assert list(labels.values()) == [f"o3f_select{end}" for end in ends]
+    assert shared == f"{name}, online2k, updates-per-step5, from-o3f_select, offline15k"
+
+
+def test_labels_of_earlier_names():
+    """In which the source came first and lacked its dataset."""
+    runs, labels = RESULTS / "o3f/runs", {}
+    for label in ("*offline0*", "*"):
+        _, panels, _ = panels_of(runs, label=(label,))
+        labels[label] = [curve.label for curve in panels[0][1]]
+    ends = "", "-n1", "-policy-updates-per-step5", "-subset-size5"
+    assert labels["*offline0*"] == [f"o3f_select{end}" for end in ends]
+    online = [f"o3f_select-from-o3f_select-offline0-online2k-updates-per-step5{end}" for end in ends]
+    assert labels["*"] == [*online, "o3f_select"]
+    runs = RESULTS / "td3/runs"
+    labels = [curve.label for curve in panels_of(runs, label=("td3_c*",))[1][0][1]]
+    assert labels == [f"td3_c-{end}" for end in ("no-clip-dqda-epsiloninf", "dual-lr0.001", "epsilon0.001")]
 
 
 def test_panels_and_filters(tmp_path, capsys):

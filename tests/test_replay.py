@@ -5,6 +5,9 @@ The blocks under test stand word for word in every script, so they are tested on
 
 import math
 import os
+import signal
+import time
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -189,68 +192,134 @@ def constant_policy(num_seeds=1, action=0.5, q=(5.0, 7.0)):
     return agent
 
 
-def evaluate(agent, args, gradient_step=0, env_step=0):
-    run = sac.Run(args, None, None)
-    run.gradient_step, run.env_step = gradient_step, env_step
-    envs = sac.make_envs(args.env, run.seeds, args.eval_episodes)
-    try:
-        return sac.evaluate(agent, envs, run, args)
-    finally:
-        envs.close()
+def evaluate(agent, args, seed=1, gradient_step=0, env_step=0):
+    return sac.evaluate(agent, seed, (gradient_step, env_step), args)
 
 
 @pytest.mark.parametrize("env", ["Terminates-v0", "Truncates-v0"])
 def test_evaluation_by_hand(env, tmp_path):
     """Action 0.5 is 1 in the environment's bounds of 2, so three rewards of 1; gamma 0.5; min Q = 5."""
-    args = make_args(tmp_path, env=env, gamma=0.5, num_seeds=2, eval_episodes=3)
-    result = evaluate(constant_policy(num_seeds=2), args)
-    assert result.returns.tolist() == [[3, 3, 3]] * 2 and result.lengths.tolist() == [[3, 3, 3]] * 2
-    assert result.q_bias.tolist() == [5 - 1.75] * 2  # 1 + 0.5 + 0.25
-
-
-def test_an_episode_that_ends_early_counts_nothing_after_its_end(tmp_path):
-    args = make_args(tmp_path, env="AnyLength-v0", gamma=0.5, eval_episodes=12)
+    args = make_args(tmp_path, env=env, gamma=0.5, eval_episodes=3)
     result = evaluate(constant_policy(), args)
-    assert len(set(result.lengths[0])) > 2
+    assert result.returns.tolist() == [3, 3, 3] and result.lengths.tolist() == [3, 3, 3]
+    assert result.first_q == 5 and result.q_bias == 5 - 1.75  # 1 + 0.5 + 0.25
+
+
+def test_episodes_end_where_they_end(tmp_path):
+    args = make_args(tmp_path, env="AnyLength-v0", gamma=0.5, eval_episodes=12)
+    before = [env.unwrapped.steps for env in sac.eval_envs(args.env, 12)]
+    result = evaluate(constant_policy(), args)
+    assert len(set(result.lengths)) > 2
     np.testing.assert_allclose(result.returns, result.lengths)  # rewards of 1
     discounted = 2 - 2 * 0.5 ** result.lengths.astype(float)  # 1 + 1/2 + ... of each length
-    assert result.q_bias[0] == pytest.approx(5 - discounted.mean())
+    assert result.q_bias == pytest.approx(5 - discounted.mean())
+    after = [env.unwrapped.steps for env in sac.eval_envs(args.env, 12)]
+    assert (np.array(after) - before).tolist() == result.lengths.tolist()  # nothing is stepped beyond its end
 
 
 def test_evaluations_are_repeatable_new_each_time_and_leave_the_random_state_alone(tmp_path):
-    args = make_args(tmp_path, env="AnyLength-v0", num_seeds=2, eval_episodes=8)
-    agent, state = constant_policy(num_seeds=2), torch.get_rng_state()
-    first = evaluate(agent, args, gradient_step=100)
-    again = evaluate(agent, args, gradient_step=100)
-    others = [evaluate(agent, args, gradient_step=200), evaluate(agent, args, gradient_step=100, env_step=1)]
+    args = make_args(tmp_path, env="AnyLength-v0", eval_episodes=8)
+    agent, state = constant_policy(), torch.get_rng_state()
+    first, again = (evaluate(agent, args, gradient_step=100).lengths.tolist() for _ in range(2))
+    others = dict(seed=2, gradient_step=100), dict(gradient_step=200), dict(gradient_step=100, env_step=1)
+    assert first == again
+    assert all(evaluate(agent, args, **other).lengths.tolist() != first for other in others)
     assert torch.equal(torch.get_rng_state(), state)
-    assert first.lengths.tolist() == again.lengths.tolist()
-    assert all(other.lengths.tolist() != first.lengths.tolist() for other in others)
-    assert first.lengths[0].tolist() != first.lengths[1].tolist()  # nor do two seeds see the same starts
-    # a seed's episodes are its own, whatever stands beside it
-    alone = evaluate(constant_policy(), make_args(tmp_path, env="AnyLength-v0", seed=2, eval_episodes=8), 100)
-    assert alone.lengths[0].tolist() == first.lengths[1].tolist()
 
 
 def test_a_diverged_seed_is_named_before_it_is_evaluated_or_saved(tmp_path, capsys):
     """And given up, while the others are evaluated as if it had not; a run with nobody left ends."""
-    agent, args = constant_policy(num_seeds=3), make_args(tmp_path, env="AnyLength-v0", num_seeds=3)
-    good = evaluate(agent, args)
-    agent.actor.mlp.layers[0].weight[1, 0, 0] = torch.nan
-    result = evaluate(agent, args)
-    assert "seed 2 diverged before offline step 0; the others go on" in capsys.readouterr().out
-    assert result.lengths[[0, 2]].tolist() == good.lengths[[0, 2]].tolist()
-    assert not agent.actor.mlp.layers[0].weight[1].any()
-
+    args = make_args(tmp_path, env="AnyLength-v0", num_seeds=3)
     agent = sac.Agent([1, 2, 3], 2, 1, 8, 2, True)
-    agent.critic.mlp.layers[1].bias[2] = torch.inf  # one of seed 2's two
     run = sac.Run(args, None, None)
-    run.make_folders()
-    run.save(agent)
-    assert {path.parent.name for path in tmp_path.rglob("*.pt")} == {"seed1", "seed3"} and set(run.frozen) == {2}
-    agent.log_alpha.fill_(torch.nan)
-    with pytest.raises(SystemExit, match="error: diverged"):
-        run.save(agent)
+    with pytest.raises(SystemExit) as given, run.recording():
+        run.evaluator.start(agent, {})
+        agent.critic.mlp.layers[1].bias[2] = torch.inf  # one of seed 2's two
+        run.gradient_step = 10
+        run.evaluator.start(agent, {"loss/critic": np.ones(3)})
+        assert "seed 2 diverged before offline step 10; the others go on" in capsys.readouterr().out
+        assert not agent.actor.mlp.layers[0].weight[1].any()
+        run.evaluator.finish()
+        steps = {k: {row.split(",")[1] for row in read_rows(run, k, "eval.csv")} for k in (1, 2, 3)}
+        assert steps == {1: {"0", "10"}, 2: {"0"}, 3: {"0", "10"}}
+        assert [torch.load(f / "checkpoint.pt")["gradient_step"] for f in run.folders] == [10, 0, 10]
+    with pytest.raises(SystemExit, match="error: diverged: {2:"):
+        raise given.value
+
+
+def read_rows(run, seed, name):
+    return (run.folder / f"seed{seed}" / name).read_text().splitlines()[1:]
+
+
+@pytest.mark.parametrize("cores", [1, 2, 4])
+def test_evaluation_beside_training_finds_what_one_in_between_finds(cores, tmp_path, monkeypatch):
+    """Of the agent as it was, while training goes on; logged where it was started."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores))
+    args = make_args(tmp_path, env="AnyLength-v0", num_seeds=3, eval_episodes=4)
+    agent, run = sac.Agent([1, 2, 3], 2, 1, 8, 2, True), sac.Run(args, None, None)
+    wanted = []
+    for seed in (1, 2, 3):
+        one = sac.Agent([seed], 2, 1, 8, 2, True)
+        wanted.append(evaluate(one, args, seed, gradient_step=5))
+    with run.recording():
+        assert not run.evaluator.finish()  # none was started
+        run.gradient_step = 5
+        run.evaluator.start(agent, {"loss/critic": np.arange(3.0)})
+        for tensor in agent.state_dict().values():
+            tensor.add_(1)
+        run.gradient_step = 9
+        assert run.evaluator.finish() and not run.evaluator.finish()
+        np.testing.assert_array_equal(run.last, [result.returns.mean() for result in wanted])
+    for seed, result in zip(run.seeds, wanted, strict=True):
+        rows = [row.split(",") for row in read_rows(run, seed, "eval.csv")]
+        assert [float(row[4]) for row in rows] == result.returns.round(3).tolist()
+        assert [int(row[5]) for row in rows] == result.lengths.tolist() and {row[1] for row in rows} == {"5"}
+        metrics = dict(row.split(",")[3:] for row in read_rows(run, seed, "metrics.csv"))
+        assert float(metrics["eval/q_bias"]) == float(result.q_bias)
+        assert float(metrics["loss/critic"]) == seed - 1
+
+
+def test_training_goes_on_while_an_evaluation_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2))
+    gate = tmp_path / "gate"
+
+    def slow(*given):
+        while not gate.exists():
+            time.sleep(0.01)
+        return evaluate_copy(*given)
+
+    evaluate_copy = sac.evaluate_copy
+    monkeypatch.setattr(sac, "evaluate_copy", slow)
+    slow.__module__, slow.__qualname__ = "sac_scratch", "evaluate_copy"  # so that it can be sent
+    run = sac.Run(make_args(tmp_path, env="AnyLength-v0"), None, None)
+    with run.recording():
+        run.evaluator.start(sac.Agent([1], 2, 1, 8, 2, True), {})
+        assert not run.evaluator.finish(wait=False) and not read_rows(run, 1, "eval.csv")
+        gate.touch()
+    assert read_rows(run, 1, "eval.csv")  # the run does not end without it
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_an_environment_that_fails_in_an_evaluation_is_named(cores, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores))
+    monkeypatch.setattr(Counter, "step", lambda self, action: 1 / 0)
+    run = sac.Run(make_args(tmp_path, env="Truncates-v0"), None, None)
+    line = "error: the environment of seed 1 failed .ZeroDivisionError"
+    with pytest.raises(SystemExit, match=line) as ended, run.recording():
+        run.evaluator.start(sac.Agent([1], 2, 1, 8, 2, True), {})
+    assert "--resume" in str(ended.value) and '"failed"' in (run.folders[0] / "config.json").read_text()
+
+
+def test_an_evaluation_process_that_is_killed_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2))
+    run = sac.Run(make_args(tmp_path, env="AnyLength-v0"), None, None)
+    line = "error: A .*process.* terminated abruptly"
+    with pytest.raises(SystemExit, match=line), run.recording():
+        (process,) = run.evaluator.pool._processes.values()
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        run.evaluator.start(sac.Agent([1], 2, 1, 8, 2, True), {})
+        run.evaluator.finish()
 
 
 # ---- the online loop ----
@@ -273,11 +342,11 @@ class Online:
             self.updates.append((self.run.env_step, (batch.obs[..., 0] < 0).sum(1).tolist()))
             return {}
 
-        def record(agent, evaluation, metrics):
+        def start(agent, metrics):
             self.evaluations.append((self.run.gradient_step, self.run.env_step))
 
         monkeypatch.setattr(sac, "update", update)
-        monkeypatch.setattr(self.run, "record", record)
+        self.run.evaluator = SimpleNamespace(start=start, finish=lambda wait: False)
         monkeypatch.setattr(self.run, "keep", lambda *_: None)
         torch.manual_seed(0)
         sac.train_online(agent, self.table, self.run, args)

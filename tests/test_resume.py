@@ -247,8 +247,8 @@ def test_a_worker_that_is_killed_is_named_and_takes_the_others_along(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=-1, stderr=-2, text=True)
     until(lambda: any(p.read_text().count("\n") > 2 for p in tmp_path.glob("runs/*/*/seed1/eval.csv")))
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) == 4  # two that train, two that are evaluated
-    os.kill(int(children[1]), signal.SIGKILL)
+    assert len(children) == 4  # two that evaluate, two environments
+    os.kill(int(children[3]), signal.SIGKILL)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 1, out
     assert "error: the process of the environment of seed 2 ended, at online step" in out and "Traceback" not in out
@@ -261,9 +261,12 @@ def test_a_signal_ends_a_run_that_can_go_on(minari_cache, tmp_path, number, stat
     whole = start(tmp_path, f"{command} --runs-dir whole")
     process = start(tmp_path, f"{command} --runs-dir cut")
     until(lambda: any(p.read_text().count("\n") > 3 for p in tmp_path.glob("cut/*/*/seed1/eval.csv")))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert children or len(os.sched_getaffinity(0)) == 1  # they evaluate
     os.kill(process.pid, number)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == status and "Traceback" not in out
+    until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 10)
     (folder,) = tmp_path.glob("cut/*/*/")
     if number == signal.SIGTERM:
         assert f"go on with: python sac_scratch.py --resume {folder.relative_to(tmp_path)}" in out
@@ -277,7 +280,7 @@ def test_a_signal_ends_a_run_that_can_go_on(minari_cache, tmp_path, number, stat
 def test_a_full_disk_ends_a_run_with_a_line_and_keeps_what_was_saved(minari_cache, tmp_path):
     """No file may grow over 60 kB: the online rows cannot be kept any more, somewhere on the way."""
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (60_000, 60_000))
-    command = f"sac_scratch.py {SMALL} --hidden-dim 4 --warmup-steps 10 --online-steps 5000 --eval-every 400"
+    command = f"sac_scratch.py {SMALL} --hidden-dim 4 --warmup-steps 10 --online-steps 500 --eval-every 100"
     process = start(tmp_path, command, limit)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in out, out[-2000:]
@@ -321,6 +324,16 @@ def test_a_seed_that_diverges_is_given_up_and_the_others_do_not_notice(call, mon
     assert all(tensor.isfinite().all() for tensor in last_good.values())
     configs = [json.loads(p.read_text()) for p in sorted(run_folder("poisoned").glob("seed*/config.json"))]
     assert [config["status"] for config in configs] == ["finished", "diverged", "finished"]
+
+    finetune = SMALL.replace("--num-seeds 2", "--runs-dir poisoned --online-steps 2")
+    good, lost, _ = run_folder("poisoned"), run_folder("poisoned") / "seed2", capsys.readouterr()
+    for options in ("--num-seeds 3", "--seed 2", f"--seed 2 --checkpoint {good}"):
+        with pytest.raises(SystemExit) as ended:
+            call("online_finetune_sac", f"{finetune} {options}")
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and f"seed2 diverged; name {lost}/checkpoint.pt to start from its" in error
+    for options, start in (("--seed 3", f"{good}/seed3"), (f"--checkpoint {lost}", lost)):
+        assert f"start: {start}/checkpoint.pt" in call("online_finetune_sac", f"{finetune} {options}")[0]
 
 
 def test_a_loss_that_is_not_finite_counts_as_divergence(call, monkeypatch):

@@ -87,7 +87,7 @@ def test_finetuning_starts_with_what_pretraining_wrote(pretrained, call):
             own = stacked.unflatten(0, (2, -1))[seed - 1] if stacked.dim() else stacked
             assert torch.equal(own, tensor), name
     call("online_finetune_sac", f"{ONLINE} --num-seeds 2")
-    (folder,) = Path("runs/Hopper-v4").glob("online_finetune_sac-tiny-????-from-offline_pretrain_sac-*")
+    (folder,) = Path("runs/Hopper-v4").glob("online_finetune_sac-tiny-????-*-from-offline_pretrain_sac-tiny-*")
     for seed in (1, 2):
         last = [r["return"] for r in table(pretrained / f"seed{seed}/eval.csv")][-2:]
         first = [r["return"] for r in table(folder / f"seed{seed}/eval.csv")][:2]
@@ -188,8 +188,8 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_so(minari_cache, tmp_path):
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background shell makes its children ignore it
     process = subprocess.Popen(command, cwd=tmp_path, preexec_fn=heed, **streams)
     deadline = time.time() + 60
-    while time.time() < deadline and not list(tmp_path.glob("runs/*/*/seed1/checkpoint.pt")):
-        time.sleep(0.2)
+    while time.time() < deadline and not any(",20,0," in p.read_text() for p in tmp_path.glob("runs/*/*/*/eval.csv")):
+        time.sleep(0.2)  # until step 20 was evaluated
     os.kill(process.pid, signal.SIGINT)
     try:
         out, _ = process.communicate(timeout=60)

@@ -462,7 +462,7 @@ def test_td3_c_starts_with_what_pretraining_wrote(pretrained, call):
     for options in ("--epsilon inf", ""):
         call("td3_c", f"{SHORT} --online-steps 1 --warmup-steps 1 {options}")
         tag = "-epsiloninf" if options else ""
-        state = saved(f"td3_c-tiny-????-from-td3_bc-*-online1-warmup-steps1{tag}")
+        state = saved(f"td3_c-tiny-????-*-online1-warmup-steps1{tag}-from-td3_bc-*")
         after = dict(state["agent"])
         mean, std = after["target_actor.mlp.input_mean"], after["critic.mlp.input_std"][:, 0, :11]
         np.testing.assert_allclose(mean[0, 0], rows[:, :11].mean(0), rtol=1e-6)
@@ -476,7 +476,7 @@ def test_td3_c_starts_with_what_pretraining_wrote(pretrained, call):
 
 def test_td3_c_with_filter_and_candidates_trains(pretrained, call):
     call("td3_c", f"{ONLINE} --q-filter-percentile 25 --num-candidates 3")
-    name = "td3_c-tiny-????-from-td3_bc-*-batch-size16-online40-warmup-steps10-n3-qf25"
+    name = "td3_c-tiny-????-batch-size16-online40-warmup-steps10-n3-qf25-from-td3_bc-*"
     state, metrics = saved(name), logged(name)["online", 50, 40]  # 10 steps of warm-up
     assert (state["gradient_step"], state["agent"]["critic_adam.t"], state["agent"]["actor_adam.t"]) == (50, 50, 25)
     assert not any(same(part(state, network), part(pretrained, network)) for network in NETWORKS)
@@ -489,7 +489,7 @@ def test_td3_c_with_filter_and_candidates_trains(pretrained, call):
 def test_td3_c_with_the_other_replay_strategies(pretrained, call):
     for options, share, tag in (("--replay online", 1, "online"), ("--offline-ratio 0.25", 0.75, "ratio0.25")):
         call("td3_c", f"{ONLINE} {options}")
-        name = f"td3_c-*from-td3_bc-*-warmup-steps10-{tag}"
+        name = f"td3_c-*-warmup-steps10-{tag}-from-td3_bc-*"
         assert saved(name)["gradient_step"] == 20 + 24  # 16 own rows are needed first
         assert not same(part(saved(name), "actor"), part(pretrained, "actor"))
         assert logged(name)["online", 44, 40]["replay/online_share"] == share
@@ -497,7 +497,7 @@ def test_td3_c_with_the_other_replay_strategies(pretrained, call):
 
 def test_td3_bc_continues_a_checkpoint_online(pretrained, call):
     call("td3_bc", f"{ONLINE} --offline-steps 0")
-    name = "td3_bc-tiny-????-from-td3_bc-*-offline0-batch-size16-online40-warmup-steps10"
+    name = "td3_bc-tiny-????-offline0-batch-size16-online40-warmup-steps10-from-td3_bc-*"
     state, metrics = saved(name), logged(name)
     assert (state["phase"], state["gradient_step"], state["agent"]["actor_adam.t"]) == ("online", 50, 25)
     assert not any(same(part(state, network), part(pretrained, network)) for network in NETWORKS)
@@ -526,5 +526,5 @@ def test_a_run_without_data_continues_without_data(call):
     call("td3_c", f"{SHORT} --hidden-dim 8 --scratch --online-steps 2 --eval-every 2")
     (source,) = Path("runs/Hopper-v4").glob("td3_c-scratch*")
     call("td3_c", f"{SHORT} --checkpoint {source} --online-steps 2 --eval-every 2")
-    (folder,) = Path("runs/Hopper-v4").glob("td3_c-from-td3_c-scratch*/seed1")
+    (folder,) = Path("runs/Hopper-v4").glob("td3_c-*-from-td3_c-scratch*/seed1")
     assert json.loads((folder / "config.json").read_text())["dataset"] is None

@@ -1,0 +1,60 @@
+"""Whole offline phases, compiled and eager, from the same state and the same draws: the numbers must agree.
+
+SAC and TD3+BC go through the compiler that users have; it takes half a minute of C++ a script. For the others
+the traced graph is run without code generation; TEST_INDUCTOR=1 compiles them as well.
+"""
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch._inductor.config as inductor
+
+SMALL = "--dataset hopper/tiny-v0 --num-seeds 2 --hidden-dim 16 --batch-size 32 --offline-steps 50"
+SMALL += " --eval-every 50 --eval-episodes 1"
+OPTIONS = {
+    "offline_pretrain_sac": "--q-filter-percentile 25",
+    "td3_bc": "",
+    "cql_sac": "--cql-actions 2 --cql-threshold 5",
+    "iql": "",
+    "awac": "",
+    "o3f_select": "",
+}
+
+
+def result(folder: str) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Parameters of both seeds and the metrics of the last 50 updates."""
+    tensors, metrics = {}, {}
+    for seed in ("seed1", "seed2"):
+        (path,) = Path(folder).glob(f"*/*/{seed}")
+        agent = torch.load(path / "checkpoint.pt")["agent"]
+        tensors |= {f"{seed} {name}": tensor for name, tensor in agent.items()}
+        rows = [line.split(",") for line in (path / "metrics.csv").read_text().splitlines()]
+        metrics |= {f"{seed} {name}": float(value) for _, step, _, name, value in rows[1:] if step == "50"}
+    return tensors, metrics
+
+
+@pytest.mark.parametrize("script", OPTIONS)
+def test_fifty_compiled_updates_give_the_eager_numbers(call, monkeypatch, script):
+    if script in ("offline_pretrain_sac", "td3_bc") or os.environ.get("TEST_INDUCTOR"):
+        if not shutil.which(os.environ.get("CXX", "g++")):
+            pytest.skip("no C++ compiler")
+    else:
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    for compile in ("off", "on"):
+        with inductor.patch(fallback_random=True):  # else compiled code has a random stream of its own
+            out, _ = call(script, f"{SMALL} {OPTIONS[script]} --compile {compile} --runs-dir {compile}")
+        assert ("compiling" in out) == (compile == "on") and "eagerly" not in out
+    (eager, losses), (compiled, compiled_losses) = result("off"), result("on")
+    moved = 0
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        moved += not torch.equal(value, torch.zeros_like(value))
+    assert moved > 20 and len([name for name in losses if "loss/" in name]) >= 4
+    for name in losses:  # the evaluation's episodes amplify the last digits
+        if not name.split()[1].startswith("eval/"):
+            assert compiled_losses[name] == pytest.approx(losses[name], rel=1e-3, abs=1e-4), name

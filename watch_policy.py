@@ -1,0 +1,441 @@
+"""Score the policies of any checkpoints over many episodes, compare them on the same starts, and show them.
+
+A policy acts through the functions of the script that trained it: deterministic actions are what evaluations
+execute (best_action), stochastic ones are draws from its distribution, where it has one. Episode k's reset seed
+and noise follow from (--seed, k), for every policy alike, so that differences are taken start by start.
+
+Printed for a policy: mean return with the 95% percentile bootstrap interval over its episodes, median, extremes,
+mean length, score of the mean, number of episodes that only the clock cut. For several seeds of a run also the
+mean of their means, with the interval over seeds; that one is to report, since the episodes of one policy say
+nothing about another training. With more arguments, the returns minus those of the first argument (its policy
+of the same seed, or its only one). The intervals over episodes take the policies as given.
+
+Reads   checkpoints: a checkpoint.pt, or those in the folder of a seed or of a run (all its seeds), as plain
+        tensors. Of what they name, only the training scripts beside this file are imported.
+Writes  what is asked for. --out: a CSV with a row an episode: where the policy comes from, reset seed, return
+        (undiscounted, in the environment's units), length in steps, normalised score (percent between D4RL's
+        random and expert returns), 1 if only the clock cut it. --video: episode 0 of each policy, in real time
+        unless it is long (.gif), or as a row of eight frames (.png); MuJoCo needs OpenGL for it.
+
+Run, after `python sac_scratch.py --online-steps 3000 --warmup-steps 500 --eval-every 1000` (mean about 200):
+    python watch_policy.py runs/Hopper-v4/sac_scratch-online3k-warmup-steps500 --episodes 20 --video hopper.gif
+Run, before and after finetuning:
+    python watch_policy.py runs/Hopper-v4/offline_pretrain_sac* runs/Hopper-v4/online_finetune_sac* --out episodes.csv
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import math
+import os
+import subprocess
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Literal, NamedTuple, NoReturn
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+SCRIPTS = (  # whose checkpoints these are
+    *("sac_scratch", "offline_pretrain_sac", "online_finetune_sac", "cql_sac"),
+    *("td3_bc", "td3_c", "iql", "awac", "o3f_select"),
+)
+BOOTSTRAP_SAMPLES = 2000
+SIDE_BY_SIDE = 16  # episodes, for one batched call of the policy
+BACKENDS = "egl", "osmesa", "glfw"  # of MUJOCO_GL, in the order in which they are tried
+PROBE = """import sys, gymnasium
+env = gymnasium.make(sys.argv[1], render_mode="rgb_array", disable_env_checker=True)
+env.reset(seed=0)
+env.render()[0, 0]"""
+GIF_FPS, GIF_FRAMES, GIF_WIDTH = 25, 250, 256  # frames at most, pixels of a frame
+STRIP_FRAMES, STRIP_WIDTH = 8, 160
+CSV_COLUMNS = (
+    *("checkpoint", "run", "seed", "phase", "gradient_step", "env_step", "episode", "reset_seed"),
+    *("return", "length", "normalized_score", "truncated", "actions"),
+)
+
+
+@dataclass
+class Args:
+    policies: tyro.conf.Positional[tuple[Path, ...]]  # checkpoint.pt, folder of a seed, or folder of a run
+    episodes: int = 100  # for each policy
+    seed: int = 0  # of the episodes: starts and noise, the same for every policy
+    env: str | None = None  # Gymnasium id; to be said where the checkpoint's has a module, which is imported then
+    actions: Literal["deterministic", "stochastic", "noisy"] = "deterministic"  # noisy: plus Gaussian noise
+    noise_std: float = 0.1  # of noisy actions, in units of actions in [-1, 1]; the sum is clipped
+    out: Path | None = None  # CSV file for the episodes
+    video: Path | None = None  # .gif, or .png for a strip of frames
+    overwrite: bool = False  # replace --out and --video if they exist
+
+
+class Scores(NamedTuple):
+    returns: np.ndarray  # (N,) undiscounted
+    lengths: np.ndarray  # (N,) steps
+    cut: np.ndarray  # (N,) whether only the clock ended the episode
+
+
+@dataclass
+class Policy:
+    """A checkpoint: what it says of itself, and the script and the agent to act with."""
+
+    path: Path
+    env: str
+    facts: list  # run, seed, phase, gradient_step, env_step
+    references: tuple[float, float] | None  # returns of a random and of an expert policy
+    script: ModuleType
+    agent: torch.nn.Module
+    group: str = ""  # a letter an argument
+    scores: Scores | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.group} seed {self.facts[1]}"
+
+    @property
+    def steps(self) -> str:
+        online = f", {self.facts[4]:,} online steps" if self.facts[2] == "online" else ""
+        return f"{self.facts[3]:,} updates{online}"
+
+    def normalise(self, returns: float) -> float:
+        """Percent between the reference returns; NaN where there are none."""
+        low, high = self.references or (math.nan, math.nan)
+        return 100 * (returns - low) / (high - low)
+
+    def act(self, obs: np.ndarray, noise: np.ndarray, args: Args) -> np.ndarray:
+        """obs (B, O), standard normal noise (B, A), both float32 -> actions (B, A) in [-1, 1]."""
+        obs, noise = torch.from_numpy(obs)[None], torch.from_numpy(noise)[None]
+        if args.actions != "stochastic":
+            action = self.script.best_action(self.agent, obs)
+        elif hasattr(self.script, "draw_action"):
+            action = self.script.draw_action(self.agent, obs, noise)
+        else:
+            action, _ = self.script.sample_action(*self.agent.actor(obs), noise)
+        if args.actions == "noisy":
+            action = (action + args.noise_std * noise).clamp(-1, 1)
+        return action[0].numpy()
+
+
+def fail(message: str) -> NoReturn:
+    """Bad input: one line on stderr, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def bootstrap_interval(values, statistic=np.mean):
+    """95% percentile bootstrap interval (low, high) of a statistic of values (n,); NaN for fewer than two."""
+    values = values[~np.isnan(values)]
+    n = len(values)
+    if n < 2:
+        return np.nan, np.nan
+    resampled = values[np.random.default_rng(0).integers(n, size=(BOOTSTRAP_SAMPLES, n))]
+    return tuple(np.percentile(statistic(resampled, axis=-1), [2.5, 97.5]))
+
+
+def check_options(args: Args) -> None:
+    """Ends with one line if an argument is off, or if a file could not be written in the end."""
+    if not args.policies:
+        fail("name a checkpoint.pt, the folder of a seed, or the folder of a run")
+    for name, low in {"episodes": 1, "seed": 0, "noise_std": 0}.items():
+        if not low <= getattr(args, name) < math.inf:
+            fail(f"--{name.replace('_', '-')} {getattr(args, name)}: must be a number of at least {low}")
+    if args.video and args.video.suffix not in (".gif", ".png"):
+        fail(f"--video {args.video}: must end in .gif or .png")
+    for option, path in (("--out", args.out), ("--video", args.video)):
+        try:
+            if path and (path.is_dir() or (path.exists() and not args.overwrite)):
+                fail(f"{option} {path}: exists; {'name a file' if path.is_dir() else '--overwrite replaces it'}")
+            if path:
+                part = path.with_name(path.name + ".part")  # what write_atomically writes
+                part.touch()
+                part.unlink()
+        except OSError as error:
+            fail(f"{option} {path}: cannot be written ({error.strerror})")
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """A checkpoint.pt, or those of a run's seeds in their order; ends with one line if there is none."""
+    seeds = sorted(folder.glob("seed*/checkpoint.pt"), key=lambda path: (len(path.parent.name), path.parent.name))
+    for paths in ([folder], [folder / "checkpoint.pt"], seeds):
+        if paths and all(path.is_file() for path in paths):
+            return paths
+    fail(f"{folder}: neither a checkpoint.pt, nor the folder of a seed or of a run with one")
+
+
+def load_policy(path: Path, args: Args) -> Policy:
+    """The policy in a checkpoint; ends with one line if it is no checkpoint of ours, or not of --env."""
+    try:  # weights_only: a file that carries code is refused, not run
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        script, env_id, run, phase = names = [str(saved[key]) for key in ("script", "env", "run", "phase")]
+        seed, *steps = (int(saved[key]) for key in ("seed", "gradient_step", "env_step"))
+        shape, state, scores = dict(saved["shape"]), dict(saved["agent"]), (saved["dataset"] or {}).get("scores")
+        references = tuple(map(float, scores)) if scores else None
+        if not all(name.isprintable() for name in names) or not all(t.isfinite().all() for t in state.values()):
+            raise ValueError
+    except Exception as error:  # whatever torch.load raises on a damaged or foreign file
+        fail(f"{path}: is no checkpoint of these scripts ({type(error).__name__})")
+    if script not in SCRIPTS:
+        fail(f"{path}: its script is {script}, none of {', '.join(SCRIPTS)}")
+    if args.env not in (None, env_id):
+        fail(f"--env {args.env}: the checkpoint {path} is of {env_id}")
+    if ":" in env_id and args.env is None:  # a file must not choose what is imported
+        fail(f"{path}: its environment imports a module; if that is right, say --env {env_id}")
+    try:
+        module = importlib.import_module(script)
+        env = module.make_env(env_id)
+        sizes = [*env.observation_space.shape, *env.action_space.shape]
+        if sizes != [shape["obs_dim"], shape["action_dim"]] or env.spec.max_episode_steps is None:
+            raise ValueError(f"{env_id} has other sizes, {sizes}, or no step limit")
+        module.check_size(shape, state)
+        agent = module.Agent([seed], **shape)
+        agent.load_state_dict({name: state[name] for name in agent.state_dict()})  # not what an older script kept
+    except Exception as error:  # of Gymnasium, or of PyTorch where sizes and tensors do not fit
+        fail(f"{path}: its policy of {env_id} cannot be restored ({(str(error).strip().splitlines() or [''])[0]})")
+    if args.actions == "stochastic" and not (hasattr(module, "draw_action") or hasattr(module, "sample_action")):
+        fail(f"--actions stochastic: the policy of {path} has no distribution; say deterministic or noisy")
+    references = module.D4RL_SCORES.get(env_id.rpartition(":")[2].rsplit("-v", 1)[0]) or references
+    return Policy(path, env_id, [run, seed, phase, *steps], references, module, agent)
+
+
+def load_groups(args: Args) -> list[list[Policy]]:
+    """The policies of each argument; all are of one environment."""
+    groups = [[load_policy(path, args) for path in checkpoints_in(folder)] for folder in args.policies]
+    first = groups[0][0]
+    for number, group in enumerate(groups):
+        for policy in group:
+            policy.group = f"{chr(ord('A') + number % 26)}{number // 26 or ''}"
+            if policy.env != first.env:
+                fail(f"{policy.path}: is of {policy.env}, {first.path} of {first.env}; one environment at a time")
+    return groups
+
+
+def reset_seed(args: Args, episode: int) -> int:
+    return int(np.random.SeedSequence((args.seed, episode)).generate_state(1)[0])
+
+
+def play(policy: Policy, envs: list[gym.Env], seeds: list[int], args: Args, look: Callable | None = None) -> Scores:
+    """Episodes with these reset seeds, one in each environment at a time; look(env, step, return) sees every state.
+
+    The policy always gets SIDE_BY_SIDE rows, used or not, so that no episode depends on those beside it:
+    products with more or fewer rows are rounded differently.
+    """
+    scores = Scores(np.zeros(len(seeds)), np.zeros(len(seeds), int), np.zeros(len(seeds), bool))
+    obs, noise = (np.zeros((SIDE_BY_SIDE, policy.agent.shape[size]), np.float32) for size in ("obs_dim", "action_dim"))
+    look, waiting, running = look or (lambda *_: None), list(range(len(seeds))), {}  # running: row -> episode, noise
+    progress = tqdm(total=len(seeds), desc=policy.label, unit=" episodes", leave=False, disable=None)
+
+    def begin(row: int) -> None:
+        if not waiting:
+            return
+        number = waiting.pop(0)
+        running[row] = number, np.random.default_rng((args.seed, number))
+        obs[row], _ = envs[row].reset(seed=seeds[number])
+        look(envs[row], 0, 0.0)
+
+    for row in range(len(envs)):
+        begin(row)
+    while running:
+        for row, (_, generator) in running.items():
+            noise[row] = generator.standard_normal(noise.shape[1])
+        actions = policy.act(obs, noise, args)
+        for row, (i, _) in list(running.items()):
+            obs[row], reward, terminated, truncated, _ = envs[row].step(actions[row])
+            scores.returns[i] += reward
+            scores.lengths[i] += 1
+            look(envs[row], scores.lengths[i], scores.returns[i])
+            if terminated or truncated:
+                scores.cut[i] = not terminated
+                progress.update()
+                del running[row]
+                begin(row)
+    progress.close()
+    return scores
+
+
+def interval(values: np.ndarray) -> str:
+    low, high = bootstrap_interval(values)
+    return "-" if math.isnan(low) else f"{low:.1f} to {high:.1f}"
+
+
+def print_scores(groups: list[list[Policy]], args: Args) -> None:
+    about = f"{args.episodes} episodes a policy, {args.actions} actions, starts of --seed {args.seed}"
+    print(f"{groups[0][0].env}: {about}; cut: ended by the clock")
+    lines = [["", "mean", "95% interval", "median", "min", "max", "length", "score", "cut"]]
+    for group in groups:
+        print(f"{group[0].group}  {group[0].facts[0]}, {group[0].steps}")
+        for policy in group:
+            returns, lengths, cut = policy.scores
+            numbers = np.median(returns), returns.min(), returns.max(), lengths.mean(), policy.normalise(returns.mean())
+            cells = [f"{number:.1f}" for number in numbers]
+            lines.append([policy.label, f"{returns.mean():.1f}", interval(returns), *cells, f"{cut.sum()}"])
+        if len(group) > 1:
+            means = np.array([policy.scores.returns.mean() for policy in group])
+            cells = [f"{means.mean():.1f}", interval(means), *[""] * 4, f"{group[0].normalise(means.mean()):.1f}", ""]
+            lines.append([f"{group[0].group} mean of {len(group)} seeds", *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for name, *cells in lines:
+        print(
+            "  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))]).rstrip()
+        )
+
+
+def print_differences(groups: list[list[Policy]]) -> None:
+    """Returns minus those of the first argument, start by start."""
+    first, *others = groups
+    if others:
+        print("difference of the returns from the same starts (95% interval)")
+    for group in others:
+        pairs = [(a, b) for b in group for a in first if len(first) == 1 or a.facts[1] == b.facts[1]]
+        gains = [b.scores.returns - a.scores.returns for a, b in pairs]
+        for (a, b), gain in zip(pairs, gains, strict=True):
+            counts = f"higher in {(gain > 0).sum()} and lower in {(gain < 0).sum()} of {len(gain)}"
+            print(f"{b.label} - {a.label}: {gain.mean():+.1f} ({interval(gain)}), {counts}")
+        means, name = np.array([gain.mean() for gain in gains]), f"{group[0].group} - {first[0].group}"
+        if len(pairs) > 1:
+            print(f"{name}, mean of {len(pairs)} seeds: {means.mean():+.1f} ({interval(means)} over seeds)")
+        if len(pairs) < len(group):
+            print(f"{name}: {len(group) - len(pairs)} of {len(group)} seeds are not among those of {first[0].group}")
+
+
+def write_csv_file(part: Path, policies: list[Policy], args: Args) -> None:
+    """A row an episode, with the columns of eval.csv."""
+    with open(part, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(CSV_COLUMNS)
+        for policy in policies:
+            for i, (value, length, cut) in enumerate(zip(*policy.scores, strict=True)):
+                score = round(policy.normalise(value), 3) if policy.references else ""
+                row = [i, reset_seed(args, i), round(value, 3), length, score, int(cut), args.actions]
+                writer.writerow([policy.path, *policy.facts, *row])
+
+
+def choose_backend(env_id: str, given: str | None, path: Path) -> None:
+    """Sets MUJOCO_GL to what renders here; each is tried in a process of its own, since a failed one stays loaded."""
+    backends, reasons = [given] if given else BACKENDS, []
+    for backend in backends:
+        command, variables = [sys.executable, "-c", PROBE, env_id], os.environ | {"MUJOCO_GL": backend}
+        try:
+            subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=True)
+        except subprocess.SubprocessError as error:
+            reasons.append((str(error.stderr or error).strip().splitlines() or [""])[-1])
+        else:
+            os.environ["MUJOCO_GL"] = backend
+            return
+    fail(
+        f"--video {path}: nothing renders {env_id} here ({reasons[0]}; tried MUJOCO_GL={', '.join(backends)}); "
+        "install libegl1 and libgl1-mesa-dri, or libosmesa6; the scores need neither, leave --video out"
+    )
+
+
+def film(policy: Policy, steps: list[int], width: int, args: Args) -> list[tuple[int, float, Image.Image]]:
+    """Episode 0 again, as it was scored: (step, return so far, frame) at these steps."""
+    spec, frames = gym.spec(policy.env.rpartition(":")[2]), []
+    env = policy.script.make_env(replace(spec, kwargs=spec.kwargs | {"render_mode": "rgb_array"}))
+    if hasattr(env.unwrapped, "mujoco_renderer"):
+        import mujoco
+
+        model, camera = env.unwrapped.model, mujoco.mjtObj.mjOBJ_CAMERA
+        model.vis.quality.shadowsize, model.vis.quality.offsamples = 1024, 0  # 4 times as fast without a GPU
+        env.unwrapped.mujoco_renderer.camera_id = mujoco.mj_name2id(model, camera, "track")  # Gymnasium's stands still
+
+    def look(env: gym.Env, step: int, total: float) -> None:
+        if step in steps:
+            image = Image.fromarray(env.render())
+            frames.append((step, total, image.resize((width, width * image.height // image.width))))
+
+    play(policy, [env], [reset_seed(args, 0)], args, look)
+    env.close()
+    return frames
+
+
+def captioned(image: Image.Image, lines: list[str]) -> Image.Image:
+    """The image with lines of text above it."""
+    picture = Image.new("RGB", (image.width, image.height + 14 * len(lines) + 6), "white")
+    picture.paste(image, (0, picture.height - image.height))
+    for i, line in enumerate(lines):
+        ImageDraw.Draw(picture).text((3, 14 * i + 2), line, "black", ImageFont.load_default(11))
+    return picture
+
+
+def tiled(images: list[Image.Image], columns: int) -> Image.Image:
+    """Images of one size, row by row."""
+    width, height = images[0].size
+    picture = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
+    for i, image in enumerate(images):
+        picture.paste(image, (i % columns * width, i // columns * height))
+    return picture
+
+
+def write_strip(part: Path, policies: list[Policy], args: Args) -> None:
+    """A row a policy: frames at equal distances, from the start to the end."""
+    rows = []
+    for policy in policies:
+        steps = np.linspace(0, policy.scores.lengths[0], STRIP_FRAMES).round().tolist()
+        frames = film(policy, steps, STRIP_WIDTH, args)
+        images = [captioned(image, [f"step {step}, return {total:.0f}"]) for step, total, image in frames]
+        rows.append(captioned(tiled(images, STRIP_FRAMES), [f"{policy.label}: {policy.facts[0]}, {policy.steps}"]))
+    tiled(rows, 1).save(part, "PNG")
+
+
+def write_gif(part: Path, policies: list[Policy], args: Args) -> None:
+    """The policies side by side; those that end early stay at their last state."""
+    fps = policies[0].script.make_env(policies[0].env).metadata.get("render_fps", GIF_FPS)
+    longest = max(policy.scores.lengths[0] for policy in policies)
+    every = max(1, round(fps / GIF_FPS), math.ceil(longest / GIF_FRAMES))
+    films = [film(p, [*range(0, p.scores.lengths[0], every), p.scores.lengths[0]], GIF_WIDTH, args) for p in policies]
+    count = max(map(len, films))
+
+    def draw(number: int) -> Image.Image:
+        panels = []
+        for policy, frames in zip(policies, films, strict=True):
+            step, total, image = frames[min(number, len(frames) - 1)]
+            end = (", cut by the clock" if policy.scores.cut[0] else ", over") if number >= len(frames) - 1 else ""
+            name = [*textwrap.wrap(policy.facts[0], 42, max_lines=3, placeholder="..."), "", ""][:3]
+            lines = [f"{policy.label}, {policy.steps}", *name, f"step {step}, return {total:.0f}{end}"]
+            panels.append(captioned(image, lines))
+        return tiled(panels, min(4, len(panels))).quantize()
+
+    pictures = map(draw, range(1, count))
+    durations = [max(20, round(1000 * every / fps, -1))] * (count - 1) + [2000]  # milliseconds
+    draw(0).save(part, "GIF", save_all=True, append_images=pictures, duration=durations, loop=0)
+
+
+def main(args: Args) -> None:
+    check_options(args)
+    backend = os.environ.pop("MUJOCO_GL", None)  # one that does not work would keep MuJoCo from being imported
+    groups = load_groups(args)
+    policies = [policy for group in groups for policy in group]
+    if args.video:
+        choose_backend(policies[0].env, backend, args.video)
+    torch.set_num_threads(1)  # small networks
+    script, seeds = policies[0].script, [reset_seed(args, i) for i in range(args.episodes)]
+    envs = [script.make_env(policies[0].env) for _ in range(min(SIDE_BY_SIDE, args.episodes))]
+    try:
+        for policy in policies:
+            policy.scores = play(policy, envs, seeds, args)
+        print_scores(groups, args)
+        print_differences(groups)
+        if args.out:
+            script.write_atomically(args.out, lambda part: write_csv_file(part, policies, args))
+            print(f"wrote {args.out}: {len(policies) * args.episodes:,} episodes")
+        if args.video:
+            write = write_gif if args.video.suffix == ".gif" else write_strip
+            script.write_atomically(args.video, lambda part: write(part, policies, args))
+            print(f"wrote {args.video}: episode 0 of each policy")
+    except (KeyboardInterrupt, OSError) as error:
+        fail(f"stopped before the end ({str(error) or 'interrupted'})")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__.split("\n\n")[0]))
