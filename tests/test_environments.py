@@ -24,7 +24,7 @@ def test_make_envs_plays_the_episodes_of_gymnasium_make(cores, kind, env_id, bou
     Actions are in [-1, 1] inside and [-bound, bound] outside, where 1 and 2 need no rounding.
     """
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores))
-    envs, rng = sac.make_envs(env_id, [3, 4], copies=2), np.random.default_rng(0)
+    envs, rng = sac.make_envs(env_id, [3, 4, 5, 6]), np.random.default_rng(0)
     assert type(envs) is kind and envs.num_envs == 4
     expected, found = [plain(env_id) for _ in range(4)], np.zeros(2, int)
     for seeds in ([3, 4, 5, 6], [20, 3, 2**32 - 1, 0]):
