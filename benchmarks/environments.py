@@ -231,21 +231,21 @@ def main(args: Args) -> None:
     hardware = f"{len(os.sched_getaffinity(0))} CPU cores; " + ", ".join(f"{p} {version(p)}" for p in packages)
     forms, some = {}, args.workers  # name: (make(n), workers); processes before threads, which a fork may hang
     forms["Workers"] = lambda n: sac.Workers(functions(args.env, n), [""] * n), None
-    forms["groups in processes"] = lambda n: Groups(args.env, n, min(n, some), multiprocessing), some
+    forms["groups in processes"] = lambda n: Groups(args.env, n, some, multiprocessing), some
     forms["SyncVectorEnv"] = lambda n: sync(args.env, n), 1
-    forms["groups in threads"] = lambda n: Groups(args.env, n, min(n, some), multiprocessing.dummy), some
+    forms["groups in threads"] = lambda n: Groups(args.env, n, some, multiprocessing.dummy), some
     found = {name: differs(make(2), args.env, args.check_steps) for name, (make, _) in forms.items()}
     for threads in sorted({1, some}) if hasattr(sac.make_env(args.env).unwrapped, "model") else []:
         if envpool:
-            forms[f"EnvPool, {threads} threads"] = lambda n, t=threads: Pool(args.env, n, t), threads
-            found[f"EnvPool, {threads} threads"] = envpool_differs(args.env, args.check_steps)
-        forms[f"physics alone, {threads} threads"] = lambda n, t=threads: Physics(args.env, n, t), threads
-        found[f"physics alone, {threads} threads"] = Physics(args.env, 1, threads).differs()
+            forms[f"EnvPool, {threads}"] = lambda n, t=threads: Pool(args.env, n, t), threads
+            found[f"EnvPool, {threads}"] = envpool_differs(args.env, args.check_steps)
+        forms[f"physics alone, {threads}"] = lambda n, t=threads: Physics(args.env, n, t), threads
+        found[f"physics alone, {threads}"] = Physics(args.env, 1, threads).differs()
     table = [["environments", "form", "workers", "steps/s", "x Sync", "main thread us", "differs", "hardware"]]
     widths, shape = (12, 26, 8, 8, 7, 15, 14), sac.make_env(args.env).action_space.shape
     print("".join(f"{cell:>{width}}" for cell, width in zip(table[0], widths, strict=False)))
     for n in args.num_envs:
-        envs = {name: make(n) for name, (make, _) in forms.items()}
+        envs = {name: make(n) for name, (make, workers) in forms.items() if (workers or 1) <= n}
         actions = np.random.default_rng(0).uniform(-1, 1, (max(1, 40 // n), n, *shape)).astype(np.float32)
         for env in envs.values():
             env.reset(seed=list(range(n)))
@@ -253,7 +253,8 @@ def main(args: Args) -> None:
         for name, env in envs.items():
             rate, cpu = (np.median([times[name][i] for times in turns[1:]]) for i in (0, 1))  # the first warms up
             ratio = rate / np.median([times["SyncVectorEnv"][0] for times in turns[1:]])
-            row = [n, name, forms[name][1] or n, f"{rate:.0f}", f"{ratio:.2f}", f"{cpu:.0f}", found[name]]
+            form, workers = name.partition(",")[0], forms[name][1] or n
+            row = [n, form, workers, f"{rate:.0f}", f"{ratio:.2f}", f"{cpu:.0f}", found[name]]
             print("".join(f"{cell!s:>{width}}" for cell, width in zip(row, widths, strict=True)), flush=True)
             table.append([*row, hardware])
             env.close()

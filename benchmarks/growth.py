@@ -34,8 +34,8 @@ SIZES = [OBS_DIM, ACTION_DIM, 1, OBS_DIM, 1, 1]
 class Args:
     axes: tuple[Literal["seeds", "batch", "data"], ...] = ("seeds", "batch", "data")  # what to measure
     seeds: tuple[int, ...] = (1, 2, 5, 10, 20, 50)  # numbers of seeds, at batch size 256
-    batch: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)  # batch sizes, one seed
-    data: tuple[int, ...] = (10_000, 100_000, 500_000, 1_000_000, 2_000_000)  # transitions, one seed, batch size 256
+    batch: tuple[int, ...] = (64, 256, 1024, 4096)  # batch sizes, one seed
+    data: tuple[int, ...] = (10_000, 100_000, 500_000, 2_000_000)  # transitions, one seed, batch size 256
     device: str = "cpu"  # cpu or cuda
     seconds: float = 1.0  # of a turn, about
     turns: int = 7  # turns of every setting
