@@ -189,13 +189,15 @@ def draw(folder: Path) -> None:
                 label = kind if len(columns) == 1 else f"{kind}, {'GB at the peak' if scale > 1 else column}"
                 x, y = zip(*points, strict=True)
                 panels[i].plot(x, np.array(y) / scale, style, color=color, marker="o", markersize=3.5, label=label)
-        panels[i].set(title=title, xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
+        panels[i].set(title=title, xlabel=x_label, ylabel=y_label, xscale="log", yscale="linear" if i == 0 else "log")
+        panels[i].set_ylim(0 if i == 0 else None)
         panels[i].set_xticks(x, [f"{n / 1e6:g}M" if n >= 1e6 else f"{n // 1000}k" if n >= 10_000 else n for n in x])
         panels[i].minorticks_off()
         panels[i].yaxis.set_major_formatter("{x:g}")
         panels[i].grid(alpha=0.3)
         panels[i].legend(frameon=False, fontsize=8)
-    figure.supxlabel(f"SAC offline, 2 critics of 2x256 with LayerNorm; {'; '.join(sorted(hardware))}", fontsize=8)
+    where = re.sub(r"\b1 threads", "1 thread", "; ".join(sorted(hardware)))
+    figure.supxlabel(f"SAC offline, 2 critics of 2x256 with LayerNorm; {where}", fontsize=8)
     figure.savefig(folder / "growth.png", dpi=160)
     figure.savefig(folder / "growth.svg", metadata={"Date": None})
 
