@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +51,8 @@ def soak(script: str, kills: int, cwd: Path) -> tuple[int, int, bool]:
     seconds, killed, resumed, arguments = time.time() - start, 0, 0, f"{command} --runs-dir cut"
     while killed < kills:
         process = run(script, arguments, cwd)
-        time.sleep(random.uniform(0.3, 1) * seconds)  # imports take the first part of it
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=random.uniform(0.3, 1) * seconds)  # imports take the first part of it
         if process.poll() is not None:
             break  # it got through
         os.kill(process.pid, signal.SIGKILL)
