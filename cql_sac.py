@@ -62,7 +62,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache, partial
@@ -883,7 +883,7 @@ class Loop:
         random_state = torch.cuda.get_rng_state() if cuda else torch.get_rng_state()
         if compiled:
             print("compiling the update, up to a minute ...", flush=True)
-        joined = [{"combo_kernels": True}] if cuda else []  # small kernels launched together: 10% on a GPU
+        joined = [{"combo_kernels": True}] if cuda else []  # small kernels launched together
         for options in [*joined, None] if compiled else []:
             try:
                 self.once = torch.compile(self.stack, fullgraph=True, options=options)
@@ -891,11 +891,9 @@ class Loop:
                     launch()
                 break
             except Exception as error:  # no compiler, or one that fails: slower, the same algorithm
-                line, then = (
-                    (str(error).strip().splitlines() or [""])[0],
-                    "trying without" if options else "running eagerly",
-                )
-                print(f"not compiled, {then}: {type(error).__name__}: {line}")
+                reason = (str(error).strip().splitlines() or [""])[0]
+                then = "trying without joined kernels" if options else "running eagerly"
+                print(f"not compiled, {then}: {type(error).__name__}: {reason}")
                 self.once = self.stack
         if cuda and args.compile != "off":
             self.launches = {pattern: capture(launch) for pattern, launch in self.launches.items()}
@@ -1071,7 +1069,7 @@ class Run:
         self.args, self.saved, self.device = args, saved, "cpu"
         self.started = time.time() - (saved["seconds"] if saved else 0)
         self.stopped, self.kept, self.frozen = 0, 0, {}  # signal, rows in resume.rows, where a seed diverged
-        self.kept_at, self.keep_seconds = 0.0, 60 * args.checkpoint_every
+        self.kept_at = 0.0
         if args.device != "cpu" and torch.cuda.is_available():
             self.device = "cuda"
         self.seeds = [args.seed + i for i in range(args.num_seeds)]
@@ -1169,7 +1167,7 @@ class Run:
             self.set_status("failed")
             raise
         finally:
-            self.evaluator.close()
+            self.evaluator.pool.shutdown(cancel_futures=True)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         for name in ("resume.pt", "resume.rows"):
@@ -1245,7 +1243,7 @@ class Run:
         self, agent: Agent, reference: Agent, table: ReplayTable, loops: list[Loop], more: Callable = dict
     ) -> None:
         """Saves what --resume goes on from, if that is due; ends the run here if it was told to stop."""
-        due = time.time() - self.kept_at >= self.keep_seconds
+        due = time.time() - self.kept_at >= 60 * self.args.checkpoint_every
         full = table.capacity and table.added - self.kept == table.capacity  # or the ring would lose rows
         if not (due or full or self.stopped):
             return
@@ -1356,22 +1354,13 @@ def work_beside(run: int) -> None:
 
 
 class Evaluator:
-    """Evaluates copies of the agents on spare cores, while training goes on; on a single core, in between."""
+    """Evaluates copies of the agents in processes of their own, one a spare core, while training goes on."""
 
     def __init__(self, run: Run, args: Args):
         self.run, self.args, self.where, self.metrics, self.results = run, args, (), {}, []
-        processes = min(args.num_seeds, len(os.sched_getaffinity(0)) - 1)
-        self.pool = (
-            ProcessPoolExecutor(processes, get_context("fork"), work_beside, (os.getpid(),)) if processes else None
-        )
-        self.submit(os.getpid)  # starts the processes
-
-    def submit(self, function: Callable, *given) -> Future:
-        if self.pool:
-            return self.pool.submit(function, *given)
-        result = Future()
-        result.set_result(function(*given))
-        return result
+        processes = min(args.num_seeds, max(1, len(os.sched_getaffinity(0)) - 1))
+        self.pool = ProcessPoolExecutor(processes, get_context("fork"), work_beside, (os.getpid(),))
+        self.pool.submit(os.getpid)  # starts them
 
     def start(self, agent: Agent, metrics: dict[str, np.ndarray]) -> None:
         """Saves the agent's checkpoints and evaluates it, to be logged with the metrics; one evaluation at a time."""
@@ -1381,7 +1370,8 @@ class Evaluator:
         run.freeze(agent, [value for name, value in metrics.items() if name.startswith("loss/")])
         for seed, tensors in zip(run.seeds, run.save(agent), strict=True):
             arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-            self.results.append(self.submit(evaluate_copy, arrays, agent.shape, seed, self.where[1:3], self.args))
+            job = arrays, agent.shape, seed, self.where[1:3], self.args
+            self.results.append(self.pool.submit(evaluate_copy, *job))
 
     def finish(self, wait: bool = True) -> bool:
         """Logs the evaluation under way, if it is through or `wait`; whether it did."""
@@ -1390,10 +1380,6 @@ class Evaluator:
         results, self.results = [result.result() for result in self.results], []
         self.run.record(self.where, Evaluation(*map(np.stack, zip(*results, strict=True))), self.metrics)
         return True
-
-    def close(self) -> None:
-        if self.pool:
-            self.pool.shutdown(cancel_futures=True)
 
 
 def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> dict[str, np.ndarray]:

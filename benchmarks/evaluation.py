@@ -5,10 +5,9 @@
 
 The checkpoint's policy is evaluated over and over, every seed with the same one, while copies of its agent go on
 training offline on the bundled data; without a checkpoint, an untrained agent of sac_scratch.py, whose episodes are
-short. The same number of updates is made without an evaluation, with one in between (in the training process) and with
-one beside (the script's Evaluator: in other processes, if there is more than one core); what is left when the updates
-are over counts. The three take turns; differences of their medians are what an evaluation costs. The last column
-stretches that to episodes of full length.
+short. The same number of updates is made without an evaluation, with one in between (training waits for it) and with
+one beside, as the scripts do it; what is left when the updates are over counts. The three take turns; differences of
+their medians are what an evaluation costs. The last column stretches that to episodes of full length.
 """
 
 import copy
@@ -60,16 +59,18 @@ def main(args: Args) -> None:
                 (tensor.unflatten(0, (args.num_seeds, -1)) if tensor.dim() else tensor).copy_(saved["agent"][name])
         agent, policy = agent.to(args.device), copy.deepcopy(agent).to(args.device)
         with run.recording():
-            evaluator, pool, lengths = run.evaluator, run.evaluator.pool, []
+            evaluator, lengths = run.evaluator, []
             table = script.ReplayTable(dataset.rows, args.num_seeds, agent.shape, 0, "append", args.device)
             repeat = 10 if args.device == "cuda" else 1  # as train_offline
             loop = script.update_loop(agent, table, options, total=10**9, repeat=repeat)
 
             def turn(kind: str) -> float:
-                evaluator.pool, start = pool if kind == "beside" else None, time.perf_counter()
+                start = time.perf_counter()
                 if kind != "none":
                     evaluator.start(policy, {})
                     results = evaluator.results
+                if kind == "in between":
+                    evaluator.finish()
                 for _ in range(args.updates // repeat):
                     loop()
                     evaluator.finish(wait=False)
@@ -80,9 +81,8 @@ def main(args: Args) -> None:
                     lengths.append(np.mean([result.result().lengths for result in results]))
                 return time.perf_counter() - start
 
-            kinds = ["none", "in between", *(["beside"] if pool else [])]
+            kinds = ["none", "in between", "beside"]
             turns = [{kind: turn(kind) for kind in kinds} for _ in range(args.turns)]
-            evaluator.pool = pool
     hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     hardware += f"; {len(os.sched_getaffinity(0))} CPU cores"
     seconds = {kind: float(np.median([times[kind] for times in turns])) for kind in kinds}

@@ -262,7 +262,7 @@ def test_a_signal_ends_a_run_that_can_go_on(minari_cache, tmp_path, number, stat
     process = start(tmp_path, f"{command} --runs-dir cut")
     until(lambda: any(p.read_text().count("\n") > 3 for p in tmp_path.glob("cut/*/*/seed1/eval.csv")))
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert children or len(os.sched_getaffinity(0)) == 1  # they evaluate
+    assert children  # they evaluate
     os.kill(process.pid, number)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == status and "Traceback" not in out
