@@ -291,8 +291,8 @@ def choose_seeds(seeds, args):
 def shorten(runs):
     """Labels without the tag parts that all tagged runs share: ({run: label}, shared parts).
 
-    `runs` is {run: config}. A run from scratch has no dataset's name in its tag, so where there are runs
-    with a dataset only these decide.
+    `runs` is {run: config}. A run from scratch has no dataset's name in its tag, and a pretraining none of what
+    its finetunings have in common: where there are runs with a dataset, with an online phase, only these decide.
     """
     words = {option.replace("_", "-") for config in runs.values() for option in config.get("args", ())}
     words |= {config["dataset"]["name"] for config in runs.values() if config.get("dataset")}
@@ -300,12 +300,15 @@ def shorten(runs):
     # a part: an option and its value (perhaps 1e-4 or -4), a dataset, or from-<script>
     part = re.compile(rf"(?:no-|from-)?(?:{known})[^-]*(?:-\d[^-]*)*")
     tags = {run: part.findall(run.partition("-")[2]) for run in runs}
-    deciding = [tags[run] for run in runs if runs[run].get("dataset")] or [parts for parts in tags.values() if parts]
-    first = dict.fromkeys(deciding[0]) if len(deciding) > 1 else []
-    shared = [part for part in first if all(part in tag for tag in deciding)]
+    online = [run for run, config in runs.items() if config.get("online_steps")]
+    deciding = online if len(online) > 1 else list(runs)
+    parts = [tags[run] for run in deciding if runs[run].get("dataset")] or [tags[run] for run in deciding if tags[run]]
+    first = dict.fromkeys(parts[0]) if len(parts) > 1 else []
+    shared = [part for part in first if all(part in tag for tag in parts)]
     labels = {}
-    for run, parts in tags.items():
-        labels[run] = "-".join([run.partition("-")[0], *(part for part in parts if part not in shared)])
+    for run, tag in tags.items():
+        own = [part for part in tag if part not in shared or (run not in deciding and part.startswith("offline"))]
+        labels[run] = "-".join([run.partition("-")[0], *own])
     if len(set(labels.values())) < len(labels):
         return {run: run for run in runs}, ""
     return labels, ", ".join(shared)
