@@ -480,7 +480,8 @@ class Workers(gym.vector.AsyncVectorEnv):
 
     def __init__(self, functions: list[Callable[[], gym.Env]], names: list[str]):
         self.names = names
-        super().__init__(functions, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+        mode = gym.vector.AutoresetMode.SAME_STEP
+        super().__init__(functions, context="fork", autoreset_mode=mode)
 
     def step(self, actions: np.ndarray):
         try:
@@ -733,38 +734,37 @@ class Loop:
     """
 
     def __init__(self, function: Callable[[bool], dict], agent: Agent, args: Args, compiled=False, repeat=1, period=1):
-        self.function, self.once, self.names, self.sums, self.counts = function, self.stack, {}, {}, Counter()
+        def once(turn: bool) -> tuple[list[str], Tensor]:
+            metrics = function(turn)
+            return list(metrics), torch.stack(list(metrics.values())) if metrics else torch.zeros(0)
+
+        self.once, self.names, self.sums, self.counts, self.calls = once, {}, {}, Counter(), 0
         turns = [(call + 1) % period == 0 for call in range(math.lcm(period, repeat))]
-        patterns = [tuple(turns[i : i + repeat]) for i in range(0, len(turns), repeat)]
-        self.launches, self.patterns = {pattern: partial(self.run, pattern) for pattern in patterns}, patterns
-        self.calls = 0
-        cuda, state = next(agent.parameters()).is_cuda, [tensor.clone() for tensor in agent.state_dict().values()]
+        self.patterns = [tuple(turns[i : i + repeat]) for i in range(0, len(turns), repeat)]
+        self.graphs, self.device = {}, next(agent.parameters()).device  # one CUDA graph a pattern
+        cuda, state = self.device.type == "cuda", [tensor.clone() for tensor in agent.state_dict().values()]
         random_state = torch.cuda.get_rng_state() if cuda else torch.get_rng_state()
         if compiled:
             print("compiling the update, up to a minute ...", flush=True)
         joined = [{"combo_kernels": True}] if cuda else []  # small kernels launched together
         for options in [*joined, None] if compiled else []:
             try:
-                self.once = torch.compile(self.stack, fullgraph=True, options=options)
-                for launch in self.launches.values():
-                    launch()
+                self.once = torch.compile(once, fullgraph=True, options=options)
+                for pattern in set(self.patterns):
+                    self.run(pattern)
                 break
             except Exception as error:  # no compiler, or one that fails: slower, the same algorithm
                 reason = (str(error).strip().splitlines() or [""])[0]
                 then = "trying without joined kernels" if options else "running eagerly"
                 print(f"not compiled, {then}: {type(error).__name__}: {reason}")
-                self.once = self.stack
+                self.once = once
         if cuda and args.compile != "off":
-            self.launches = {pattern: capture(launch) for pattern, launch in self.launches.items()}
+            self.graphs = {pattern: capture(partial(self.run, pattern)) for pattern in set(self.patterns)}
         for tensor, value in zip(agent.state_dict().values(), state, strict=True):
             tensor.copy_(value)
         torch.cuda.set_rng_state(random_state) if cuda else torch.set_rng_state(random_state)
         for total in self.sums.values():
             total.zero_()
-
-    def stack(self, turn: bool) -> tuple[list[str], Tensor]:
-        metrics = self.function(turn)
-        return list(metrics), torch.stack(list(metrics.values())) if metrics else torch.zeros(0)
 
     def run(self, pattern: tuple[bool, ...]) -> None:
         for turn in pattern:
@@ -773,7 +773,7 @@ class Loop:
 
     def __call__(self) -> None:
         pattern = self.patterns[self.calls % len(self.patterns)]
-        self.launches[pattern]()
+        self.graphs[pattern]() if self.graphs else self.run(pattern)
         self.counts.update(pattern)
         self.calls += 1
 
@@ -797,7 +797,7 @@ class Loop:
             if turn in self.sums:
                 self.sums[turn].copy_(total)  # where a CUDA graph adds to it
             else:
-                self.sums[turn] = total
+                self.sums[turn] = total.to(self.device)
 
 
 def update_loop(agent: Agent, table: ReplayTable, args: Args, total: int, repeat: int) -> Loop:
@@ -1063,20 +1063,19 @@ class Run:
                 self.writers[i].add_scalar(f"{name}_{where[0]}", value, where[2 if where[0] == "online" else 1])
             self.writers[i].flush()
 
-    def save(self, agent: Agent) -> list[dict[str, Tensor]]:
-        """checkpoint.pt of every seed: a plain dict of tensors, numbers and strings. Returns the tensors by seed."""
-        self.freeze(agent)
-        state, seeds = {name: tensor.cpu() for name, tensor in agent.state_dict().items()}, range(len(self.seeds))
-        own = [
-            {name: (t.unflatten(0, (len(seeds), -1))[i] if t.dim() else t).clone() for name, t in state.items()}
-            for i in seeds
-        ]
+    def checkpoints(self, agent: Agent) -> list[tuple[Path | None, dict]]:
+        """Path and content of each seed's checkpoint.pt, tensors as arrays; no path where the seed diverged."""
         facts = {key: self.config[key] for key in ("script", "run", "algorithm", "env", "args", "dataset")}
         facts |= {"phase": self.phase, "gradient_step": self.gradient_step, "env_step": self.env_step}
-        for i in sorted({*seeds} - {*self.frozen_rows()}):
-            checkpoint = {**facts, "seed": self.seeds[i], "shape": agent.shape, "agent": own[i]}
-            save_torch(checkpoint, self.folders[i] / "checkpoint.pt")
-        return own
+        found = []
+        for seed, folder in zip(self.seeds, self.folders, strict=True):
+            path = None if seed in self.frozen else folder / "checkpoint.pt"
+            found.append((path, {**facts, "seed": seed, "shape": agent.shape, "agent": {}}))
+        for name, tensor in agent.state_dict().items():
+            parts = tensor.cpu().unflatten(0, (len(found), -1)) if tensor.dim() else [tensor.cpu()] * len(found)
+            for (_, checkpoint), part in zip(found, parts, strict=True):
+                checkpoint["agent"][name] = part.numpy().copy()
+        return found
 
     def keep(
         self, agent: Agent, reference: Agent, table: ReplayTable, loops: list[Loop], more: Callable = dict
@@ -1106,7 +1105,8 @@ class Run:
         save_torch(state | more(), self.folders[0] / "resume.pt")
         self.kept_at = time.time()
         if self.stopped:
-            self.save(agent)
+            for path, checkpoint in self.checkpoints(agent):
+                save_checkpoint(path, checkpoint)
             raise KeyboardInterrupt
 
     def restore(self, agent: Agent, reference: Agent, table: ReplayTable, loops: list[Loop]) -> dict | None:
@@ -1126,7 +1126,7 @@ class Run:
         for loop, kept in zip(loops, state["loops"], strict=True):
             loop.restore(*kept)
         torch.set_rng_state(state["random"][0])
-        if self.device == "cuda":
+        if self.device == "cuda" and len(state["random"]) > 1:  # it may have begun on a CPU
             torch.cuda.set_rng_state(state["random"][1])
         for name, size in state["logs"].items():
             os.truncate(self.folder / name, size)
@@ -1176,11 +1176,19 @@ def evaluate(agent: Agent, seed: int, steps: tuple[int, int], args: Args) -> Eva
     return Evaluation(returns, lengths, first_q.mean(), (first_q - discounted).mean())
 
 
-def evaluate_copy(tensors: dict[str, np.ndarray], shape: dict, *others) -> Evaluation:
-    """`evaluate` for an agent that comes as the tensors of its seed."""
-    agent = Agent([0], **shape)
-    agent.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
-    return evaluate(agent, *others)
+def save_checkpoint(path: Path | None, checkpoint: dict) -> None:
+    """Writes a plain dict of tensors, numbers and strings; makes tensors of the agent's arrays, in place."""
+    checkpoint["agent"] = {name: torch.from_numpy(array) for name, array in checkpoint["agent"].items()}
+    if path:
+        save_torch(checkpoint, path)
+
+
+def evaluate_copy(path: Path | None, checkpoint: dict, args: Args) -> Evaluation:
+    """Saves a seed's checkpoint and evaluates its agent."""
+    save_checkpoint(path, checkpoint)
+    agent = Agent([0], **checkpoint["shape"])
+    agent.load_state_dict(checkpoint["agent"])
+    return evaluate(agent, checkpoint["seed"], (checkpoint["gradient_step"], checkpoint["env_step"]), args)
 
 
 def work_beside(run: int) -> None:
@@ -1193,7 +1201,7 @@ def work_beside(run: int) -> None:
 
 
 class Evaluator:
-    """Evaluates copies of the agents in processes of their own, one a spare core, while training goes on."""
+    """Saves and evaluates copies of the agents in processes of its own, one a spare core, beside training."""
 
     def __init__(self, run: Run, args: Args):
         self.run, self.args, self.where, self.metrics, self.results = run, args, (), {}, []
@@ -1202,15 +1210,13 @@ class Evaluator:
         self.pool.submit(os.getpid)  # starts them
 
     def start(self, agent: Agent, metrics: dict[str, np.ndarray]) -> None:
-        """Saves the agent's checkpoints and evaluates it, to be logged with the metrics; one evaluation at a time."""
+        """Checkpoints and evaluation of the agent as it is now, to be logged with the metrics; one at a time."""
         self.finish()
         run, self.metrics = self.run, metrics
         self.where = (run.phase, run.gradient_step, run.env_step, round(time.time() - run.started, 1))
         run.freeze(agent, [value for name, value in metrics.items() if name.startswith("loss/")])
-        for seed, tensors in zip(run.seeds, run.save(agent), strict=True):
-            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-            job = arrays, agent.shape, seed, self.where[1:3], self.args
-            self.results.append(self.pool.submit(evaluate_copy, *job))
+        for path, checkpoint in run.checkpoints(agent):
+            self.results.append(self.pool.submit(evaluate_copy, path, checkpoint, self.args))
 
     def finish(self, wait: bool = True) -> bool:
         """Logs the evaluation under way, if it is through or `wait`; whether it did."""
@@ -1225,7 +1231,7 @@ def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> 
     """Q of the policy's best action (minimum over critics) and of random ones (mean), drift from the reference."""
     if table.added == 0 and table.replay != "append":
         return {}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[table.rows.device] if table.rows.is_cuda else []):
         torch.manual_seed(args.seed)
         obs, action, *_ = table.sample(args.batch_size)
         random_q = agent.critic(obs, 2 * torch.rand_like(action) - 1).mean((1, 2))
@@ -1241,7 +1247,8 @@ def train_offline(agent: Agent, table: ReplayTable, run: Run, args: Args) -> Non
     if run.saved and run.saved["phase"] == "online":
         return  # this phase was over when the run was cut
     run.phase = "offline"
-    unroll = math.gcd(10, args.eval_every, args.offline_steps) if table.rows.is_cuda else 1
+    begun = run.saved["step"] if run.saved else 0  # a multiple of 10 unless it was cut on a CPU
+    unroll = math.gcd(10, args.eval_every, args.offline_steps, begun) if table.rows.is_cuda else 1
     updates, reference = update_loop(agent, table, args, args.offline_steps, unroll), copy.deepcopy(agent)
     cut = run.restore(agent, reference, table, [updates])
     first = run.gradient_step if cut else 0

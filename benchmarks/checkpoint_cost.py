@@ -38,25 +38,26 @@ def main(args: Args) -> None:
     with tempfile.TemporaryDirectory(dir=".") as folder:
         options = sac.Args(num_seeds=args.num_seeds, replay_capacity=args.capacity, device=args.device, runs_dir=folder)
         run = sac.Run(options, None, None)
-        run.make_folders()
         agent = sac.Agent(run.seeds, 11, 3, options.hidden_dim, 2, True).to(run.device)
         table = sac.ReplayTable(None, args.num_seeds, agent.shape, args.capacity, "online", run.device)
         loop = sac.update_loop(agent, table, options, total=1, repeat=1)
         table.rings.normal_()
-        run.phase, run.last = "online", np.zeros(args.num_seeds)
-        for save in range(1, args.saves + 1):
-            run.env_step = table.added = save * ROWS
-            start = time.perf_counter()
-            run.kept_at = 0
-            run.keep(agent, agent, table, [loop])
-            seconds["save for --resume"].append(time.perf_counter() - start)
-            start = time.perf_counter()
-            run.save(agent)
-            seconds["checkpoint.pt of every seed"].append(time.perf_counter() - start)
-        megabytes = [
-            sum(p.stat().st_size for p in Path(folder).rglob(name)) / 1e6 for name in ("resume.pt", "checkpoint.pt")
-        ]
-        megabytes[0] += ROWS * table.rings[:, 0].numel() * 4 / 1e6
+        with run.recording():
+            run.phase, run.last = "online", np.zeros(args.num_seeds)
+            for save in range(1, args.saves + 1):
+                run.env_step = table.added = save * ROWS
+                start = time.perf_counter()
+                run.kept_at = 0
+                run.keep(agent, agent, table, [loop])
+                seconds["save for --resume"].append(time.perf_counter() - start)
+                start = time.perf_counter()
+                for path, checkpoint in run.checkpoints(agent):
+                    sac.save_checkpoint(path, checkpoint)
+                seconds["checkpoint.pt of every seed"].append(time.perf_counter() - start)
+            megabytes = [
+                sum(p.stat().st_size for p in Path(folder).rglob(name)) / 1e6 for name in ("resume.pt", "checkpoint.pt")
+            ]
+            megabytes[0] += ROWS * table.rings[:, 0].numel() * 4 / 1e6
     hardware = torch.cuda.get_device_name() if run.device == "cuda" else "CPU"
     table = [["what", "seeds", "seconds", "MB", "share of a minute", "hardware"]]
     for (name, found), size in zip(seconds.items(), megabytes, strict=True):

@@ -50,6 +50,8 @@ def main(args: Args) -> None:
     same = {name: getattr(args, name) for name in ("env", "num_seeds", "device", "compile", "eval_episodes")}
     with tempfile.TemporaryDirectory() as folder:
         options = script.Args(**same, runs_dir=folder)
+        if script.__name__ == "cql_sac":
+            options.cql_alpha = 5.0
         obs_dim, low, high = script.check_args(options)
         dataset = script.load_dataset(options, obs_dim, low, high)
         run, shape = script.Run(options, dataset, None), {"hidden_dim": 256, "num_critics": 2, "layer_norm": True}
