@@ -161,8 +161,7 @@ D4RL_SCORES = {  # undiscounted returns of a random and of an expert policy (Fu 
 class StackedLinear(nn.Module):
     """Independent linear layers side by side: (stack, B, in) -> (stack, B, out).
 
-    `generators` holds one CPU generator a seed, and each seed owns `copies` neighbouring layers, so
-    a seed's initial weights do not depend on the seeds beside it. PyTorch's default initialisation.
+    A seed's CPU generator draws its `copies` neighbouring layers, whatever seeds are beside it; PyTorch's defaults.
     """
 
     def __init__(self, generators: list[torch.Generator], copies: int, in_dim: int, out_dim: int):
@@ -187,10 +186,8 @@ class MLP(nn.Module):
 
     def __init__(self, generators, copies, in_dim, hidden_dim, out_dim, layer_norm):
         super().__init__()
-        self.layers = nn.ModuleList(
-            StackedLinear(generators, copies, i, o)
-            for i, o in ((in_dim, hidden_dim), (hidden_dim, hidden_dim), (hidden_dim, out_dim))
-        )
+        sizes = in_dim, hidden_dim, hidden_dim, out_dim
+        self.layers = nn.ModuleList(StackedLinear(generators, copies, *sizes[i : i + 2]) for i in range(3))
         self.layer_norm = layer_norm
 
     def forward(self, x: Tensor) -> Tensor:
@@ -216,12 +213,8 @@ def make_env(env_id: str) -> gym.Env:
         warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
         env = gym.make(env_id, disable_env_checker=True)
     if isinstance(env.observation_space, gym.spaces.Dict):  # an observation and its goal, flattened in Minari's order
-        from minari.serialization import deserialize_space, serialize_space
-
-        space = deserialize_space(serialize_space(env.observation_space))  # its keys sorted
-        env = gym.wrappers.TransformObservation(
-            env, partial(gym.spaces.flatten, space), gym.spaces.flatten_space(space)
-        )
+        env.observation_space = gym.spaces.Dict(dict(env.observation_space))  # its keys sorted
+        env = gym.wrappers.FlattenObservation(env)
     box = isinstance(env.action_space, gym.spaces.Box) and env.action_space.is_bounded()
     return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)) if box else env
 

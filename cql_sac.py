@@ -47,7 +47,6 @@ Run, in full: pretraining; CQL online (repeat the options of the objective, no c
 from __future__ import annotations
 
 import copy
-import csv
 import hashlib
 import io
 import json
@@ -72,6 +71,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
 import gymnasium as gym
+import minari
 import numpy as np
 import torch
 import torch.nn as nn
@@ -359,14 +359,11 @@ LIMITS = {  # of arguments, both ends included; all others must be above 0
     "dual_init": (1e-3, 1e6),
     "seed": (0, 2**31),
 }
-TAG_NAMES = {  # in a run's name, where the option's own is long
-    **{"offline_steps": "offline", "online_steps": "online", "offline_ratio": "ratio", "replay": ""},
-    **{"q_filter_percentile": "qf", "num_candidates": "n"},
-}
-UNTAGGED = (  # they change nothing that is learned, or stand elsewhere in the name
-    *("env", "seed", "num_seeds", "device", "compile", "runs_dir", "overwrite", "dataset", "save_dataset"),
-    *("checkpoint", "eval_every", "eval_episodes", "resume", "checkpoint_every"),
-)
+# In a run's name: options whose own name is long; those that change nothing learned, or stand elsewhere in it.
+TAG_NAMES = {"offline_steps": "offline", "online_steps": "online", "offline_ratio": "ratio", "replay": ""}
+TAG_NAMES |= {"q_filter_percentile": "qf", "num_candidates": "n"}
+UNTAGGED = "env", "seed", "num_seeds", "device", "compile", "runs_dir", "overwrite", "dataset", "save_dataset"
+UNTAGGED += "checkpoint", "eval_every", "eval_episodes", "resume", "checkpoint_every"
 # What a checkpoint decides.
 NETWORK_ARGS = "num_critics", "hidden_dim", "layer_norm", "network", "normalize_obs", "normalize_reward"
 OTHER_PHASE_ARGS = "gamma", "offline_steps", "online_steps"  # a checkpoint decides it, or each phase has its own
@@ -377,8 +374,7 @@ ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
 class StackedLinear(nn.Module):
     """Independent linear layers side by side: (stack, B, in) -> (stack, B, out).
 
-    `generators` holds one CPU generator a seed, and each seed owns `copies` neighbouring layers, so
-    a seed's initial weights do not depend on the seeds beside it. PyTorch's default initialisation.
+    A seed's CPU generator draws its `copies` neighbouring layers, whatever seeds are beside it; PyTorch's defaults.
     """
 
     def __init__(self, generators: list[torch.Generator], copies: int, in_dim: int, out_dim: int):
@@ -403,10 +399,8 @@ class MLP(nn.Module):
 
     def __init__(self, generators, copies, in_dim, hidden_dim, out_dim, layer_norm):
         super().__init__()
-        self.layers = nn.ModuleList(
-            StackedLinear(generators, copies, i, o)
-            for i, o in ((in_dim, hidden_dim), (hidden_dim, hidden_dim), (hidden_dim, out_dim))
-        )
+        sizes = in_dim, hidden_dim, hidden_dim, out_dim
+        self.layers = nn.ModuleList(StackedLinear(generators, copies, *sizes[i : i + 2]) for i in range(3))
         self.layer_norm = layer_norm
 
     def forward(self, x: Tensor) -> Tensor:
@@ -518,21 +512,14 @@ def make_env(env_id: str) -> gym.Env:
         warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
         env = gym.make(env_id, disable_env_checker=True)
     if isinstance(env.observation_space, gym.spaces.Dict):  # an observation and its goal, flattened in Minari's order
-        from minari.serialization import deserialize_space, serialize_space
-
-        space = deserialize_space(serialize_space(env.observation_space))  # its keys sorted
-        env = gym.wrappers.TransformObservation(
-            env, partial(gym.spaces.flatten, space), gym.spaces.flatten_space(space)
-        )
+        env.observation_space = gym.spaces.Dict(dict(env.observation_space))  # its keys sorted
+        env = gym.wrappers.FlattenObservation(env)
     box = isinstance(env.action_space, gym.spaces.Box) and env.action_space.is_bounded()
     return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)) if box else env
 
 
 class Replayable(gym.Wrapper):
-    """Remembers how the running episode came about: its `episode`, when set, is played again.
-
-    That restores any environment which is deterministic given its random state, to the bit, wrappers included.
-    """
+    """Remembers how the running episode came about: its `episode`, when set, is played again, to the bit."""
 
     def __init__(self, env: gym.Env, name: str):
         super().__init__(env)
@@ -547,7 +534,7 @@ class Replayable(gym.Wrapper):
         try:
             return super().step(action)
         except Exception as error:
-            raise EnvironmentFailed(f"{self.name} failed ({type(error).__name__}: {error})") from error
+            raise gym.error.Error(f"{self.name} failed ({type(error).__name__}: {error})") from error
 
     @property
     def episode(self) -> tuple[str, np.ndarray]:
@@ -564,37 +551,13 @@ class Replayable(gym.Wrapper):
             self.step(action)
 
 
-class EnvironmentFailed(RuntimeError):
-    """An environment raised, or its process ended; the message names its seed."""
-
-
-class Workers(gym.vector.AsyncVectorEnv):
-    """Each environment in a process of its own; if one ends, so do the others."""
-
-    def __init__(self, functions: list[Callable[[], gym.Env]], names: list[str]):
-        self.names = names
-        mode = gym.vector.AutoresetMode.SAME_STEP
-        super().__init__(functions, context="fork", autoreset_mode=mode)
-
-    def step(self, actions: np.ndarray):
-        try:
-            return super().step(actions)
-        except (EOFError, ConnectionError):
-            ended = connection.wait([process.sentinel for process in self.processes], 10)
-            gone = [name for name, process in zip(self.names, self.processes, strict=True) if process.sentinel in ended]
-            for process in self.processes:
-                process.terminate()
-            self.closed = True
-            raise EnvironmentFailed(f"the process of {' and '.join(gone) or 'an environment'} ended") from None
-
-
 def make_envs(env_id: str, seeds: list[int]) -> gym.vector.VectorEnv:
     """An environment a seed: each in a process of its own on a many-core host, else one after the other."""
-    names = [f"the environment of seed {seed}" for seed in seeds]
-    functions = [lambda name=name: Replayable(make_env(env_id), name) for name in names]
-    if len(functions) > 1 and len(os.sched_getaffinity(0)) >= 8:
-        return Workers(functions, names)
-    return gym.vector.SyncVectorEnv(functions, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    functions = [lambda s=seed: Replayable(make_env(env_id), f"the environment of seed {s}") for seed in seeds]
+    mode = gym.vector.AutoresetMode.SAME_STEP
+    if len(seeds) > 1 and len(os.sched_getaffinity(0)) >= 8:
+        return gym.vector.AsyncVectorEnv(functions, context="fork", autoreset_mode=mode)
+    return gym.vector.SyncVectorEnv(functions, autoreset_mode=mode)
 
 
 class Dataset(NamedTuple):
@@ -649,18 +612,13 @@ def flatten_obs(space: gym.Space, obs: np.ndarray | dict) -> np.ndarray:
 
 def read_minari(path: Path) -> tuple[list[np.ndarray], dict]:
     """Columns of Batch and metadata from a Minari dataset folder (the one that holds data/)."""
-    from minari import MinariDataset
-
-    dataset = MinariDataset(path / "data")
-    columns = [[] for _ in Batch._fields]
+    dataset, episodes = minari.MinariDataset(path / "data"), []
     for e in dataset.iterate_episodes():
         obs = flatten_obs(dataset.observation_space, e.observations)
-        values = obs[:-1], e.actions, e.rewards, obs[1:], e.terminations, e.truncations
-        for column, value in zip(columns, values, strict=True):
-            column.append(value)
-        columns[-1][-1] = np.append(e.truncations[:-1], not e.terminations[-1])  # an episode ends where it ends
-    recorded_in = dataset.env_spec.id if dataset.env_spec else None
-    return [np.concatenate(c) for c in columns], dataset.storage.metadata | {"recorded_in": recorded_in}
+        truncated = np.append(e.truncations[:-1], not e.terminations[-1])  # an episode ends where it ends
+        episodes.append((obs[:-1], e.actions, e.rewards, obs[1:], e.terminations, truncated))
+    columns = [np.concatenate(column) for column in zip(*episodes, strict=True)]
+    return columns, dataset.storage.metadata | {"recorded_in": dataset.env_spec and dataset.env_spec.id}
 
 
 def check_contained(path: Path) -> None:
@@ -674,7 +632,7 @@ def check_contained(path: Path) -> None:
     for part in [path] if path.is_file() else path.rglob("*"):
         if part != path and part.is_symlink():
             raise ValueError(f"{part.name} is a symbolic link")
-        if part.suffix == ".hdf5":
+        if h5py.is_hdf5(part):
             with h5py.File(part) as file:
                 found = file.visititems_links(outside) or file.visititems(outside)
             if found:
@@ -683,16 +641,13 @@ def check_contained(path: Path) -> None:
 
 def find_dataset(name: str) -> Path:
     """The file or folder behind --dataset: a path, the local Minari cache, datasets/, or a download."""
-    import minari
-    from minari.storage import get_dataset_path
-
     path = Path(name)
     if path.is_file():
         return path
-    for folder in (path, get_dataset_path(name), BUNDLED / name):
+    for folder in (path, minari.storage.get_dataset_path(name), BUNDLED / name):
         if (folder / "data" / "metadata.json").is_file():
             return folder
-    roots = BUNDLED, get_dataset_path("")
+    roots = BUNDLED, minari.storage.get_dataset_path("")
     there = {p.parents[1].relative_to(root).as_posix() for root in roots for p in root.glob("**/data/metadata.json")}
     available = f"available here: {', '.join(sorted(there)) or 'none'}"
     if not re.fullmatch(r"([\w-]+/)+[\w-]+-v\d+", name) or path.exists():
@@ -702,7 +657,7 @@ def find_dataset(name: str) -> Path:
         minari.download_dataset(name)
     except Exception as error:  # whatever the hub's client raises, the user needs the same line
         fail(f"--dataset {name}: could not be downloaded ({type(error).__name__}); {available}")
-    return get_dataset_path(name)
+    return minari.storage.get_dataset_path(name)
 
 
 def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) -> Dataset:
@@ -717,16 +672,14 @@ def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) ->
         columns, metadata = (read_d4rl if path.is_file() else read_minari)(path)
         with np.errstate(over="ignore"):
             columns = [np.asarray(column, np.float32) for column in columns]
+        obs, action, reward, next_obs, terminated, truncated = columns
     except Exception as error:  # whatever h5py or Minari raise on a damaged file, the user needs one line
         fail(f"--dataset {name}: cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})")
-    obs, action, reward, next_obs, terminated, truncated = columns
     if len(reward) == 0:
         fail(f"--dataset {name}: empty")
     if {c.shape[1:] for c in (obs, next_obs)} != {(obs_dim,)} or action.shape[1:] != low.shape or reward.ndim != 1:
-        fail(
-            f"--dataset {name}: its observations {obs.shape[1:]} and actions {action.shape[1:]} do not fit "
-            f"{args.env}, which has ({obs_dim},) and {low.shape}"
-        )
+        shapes = f"observations {obs.shape[1:]} and actions {action.shape[1:]}"
+        fail(f"--dataset {name}: its {shapes} do not fit {args.env}, which has ({obs_dim},) and {low.shape}")
     words = re.split("[^a-z0-9]+", path.name.lower()) if path.is_file() else []  # D4RL's files tell it by their name
     named = [known for known in D4RL_SCORES if known.lower() in words]
     recorded_in = metadata.get("recorded_in") or (named[0] if named and task not in named else None)
@@ -798,8 +751,7 @@ class ReplayTable:
         return self.batch(self.draw(batch_size))
 
     def batch(self, numbers: Tensor) -> Batch:
-        columns = self.rows[numbers].split(self.sizes, 2)
-        obs, action, reward, next_obs, terminated, truncated = columns
+        obs, action, reward, next_obs, terminated, truncated = self.rows[numbers].split(self.sizes, 2)
         return Batch(obs, action, reward[..., 0], next_obs, terminated[..., 0], truncated[..., 0])
 
 
@@ -853,14 +805,12 @@ class ReturnTable(ReplayTable):
 
 def capture(function: Callable[[], None]) -> Callable[[], None]:
     """`function` as a CUDA graph, which costs the host one launch; warming up runs it a few times."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         for _ in range(3):
             function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         function()
     return graph.replay
 
@@ -883,7 +833,7 @@ class Loop:
         turns = [(call + 1) % period == 0 for call in range(math.lcm(period, repeat))]
         self.patterns = [tuple(turns[i : i + repeat]) for i in range(0, len(turns), repeat)]
         self.graphs, self.device = {}, next(agent.parameters()).device  # one CUDA graph a pattern
-        cuda, state = self.device.type == "cuda", [tensor.clone() for tensor in agent.state_dict().values()]
+        cuda, state = self.device.type == "cuda", copy.deepcopy(agent.state_dict())
         random_state = torch.cuda.get_rng_state() if cuda else torch.get_rng_state()
         if compiled:
             print("compiling the update, up to a minute ...", flush=True)
@@ -901,11 +851,9 @@ class Loop:
                 self.once = once
         if cuda and args.compile != "off":
             self.graphs = {pattern: capture(partial(self.run, pattern)) for pattern in set(self.patterns)}
-        for tensor, value in zip(agent.state_dict().values(), state, strict=True):
-            tensor.copy_(value)
+        agent.load_state_dict(state)
         torch.cuda.set_rng_state(random_state) if cuda else torch.set_rng_state(random_state)
-        for total in self.sums.values():
-            total.zero_()
+        self.read()  # forgets what the warm-up summed
 
     def run(self, pattern: tuple[bool, ...]) -> None:
         for turn in pattern:
@@ -934,11 +882,8 @@ class Loop:
 
     def restore(self, calls: int, counts: dict, names: dict, sums: dict[bool, Tensor]) -> None:
         self.calls, self.counts, self.names = calls, Counter(counts), names
-        for turn, total in sums.items():
-            if turn in self.sums:
-                self.sums[turn].copy_(total)  # where a CUDA graph adds to it
-            else:
-                self.sums[turn] = total.to(self.device)
+        for turn, total in sums.items():  # in place, where a CUDA graph adds to it
+            self.sums.setdefault(turn, total.to(self.device)).copy_(total)
 
 
 def update_loop(agent: Agent, table: ReplayTable, args: Args, total: int, repeat: int) -> Loop:
@@ -1008,9 +953,7 @@ def save_torch(state: dict, path: Path) -> None:
 
 def append_rows(path: Path, rows: Iterable[list]) -> None:
     """Adds lines to a CSV in one write: all of them or none."""
-    text, size = io.StringIO(), path.stat().st_size
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    data = text.getvalue().encode()
+    data, size = "".join(",".join(map(str, row)) + "\n" for row in rows).encode(), path.stat().st_size
     with open(path, "ab", buffering=0) as file:
         if file.write(data) != len(data):
             file.truncate(size)
@@ -1019,9 +962,8 @@ def append_rows(path: Path, rows: Iterable[list]) -> None:
 
 def check_size(shape: dict, tensors: dict[str, Tensor]) -> None:
     """Raises if a file asks for larger networks than it holds, before they are allocated."""
-    if 4 * shape["hidden_dim"] ** 2 * shape["num_critics"] > sum(
-        t.untyped_storage().nbytes() for t in tensors.values()
-    ):
+    size = sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
+    if 4 * shape["hidden_dim"] ** 2 * shape["num_critics"] > size:
         raise ValueError(f"its networks are larger than the file: {shape}")
 
 
@@ -1066,12 +1008,10 @@ class Run:
     """A run's folders, one a seed, and where the run stands (phase, gradient_step, env_step)."""
 
     def __init__(self, args: Args, dataset: Dataset | None, source: dict | None, saved: dict | None = None):
-        self.args, self.saved, self.device = args, saved, "cpu"
-        self.started = time.time() - (saved["seconds"] if saved else 0)
-        self.stopped, self.kept, self.frozen = 0, 0, {}  # signal, rows in resume.rows, where a seed diverged
-        self.kept_at = 0.0
-        if args.device != "cpu" and torch.cuda.is_available():
-            self.device = "cuda"
+        self.args, self.saved, self.started = args, saved, time.time() - (saved["seconds"] if saved else 0)
+        self.device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+        self.stopped, self.frozen = 0, {}  # signal; where a seed diverged
+        self.kept, self.kept_at = 0, 0.0  # rows in resume.rows; when resume.pt was written
         self.seeds = [args.seed + i for i in range(args.num_seeds)]
         self.phase, self.gradient_step, self.env_step = "offline", source["gradient_step"] if source else 0, 0
         data = dataset._asdict() if dataset else source and source["dataset"]
@@ -1102,10 +1042,8 @@ class Run:
         print(f"{SCRIPT}: {self.args.env}, {seeds}, on {self.config['hardware']}")
         if dataset:
             quantiles = " / ".join(f"{q:.0f}" for q in np.quantile(dataset.returns, (0, 0.25, 0.5, 0.75, 1)))
-            print(
-                f"data: {dataset.source}, {len(dataset.rows):,} transitions, {len(dataset.returns):,} episodes, "
-                f"return min / quartiles / max {quantiles}"
-            )
+            episodes = f"{len(dataset.returns):,} episodes, return min / quartiles / max {quantiles}"
+            print(f"data: {dataset.source}, {len(dataset.rows):,} transitions, {episodes}")
             if dataset.dropped:
                 print(f"data: {dataset.dropped} last transitions without a next observation were dropped")
             if dataset.recorded_in not in (None, self.args.env.rpartition(":")[2]):
@@ -1113,7 +1051,7 @@ class Run:
         if self.config["checkpoint"]:
             print(f"start: {self.config['checkpoint']['path']}, after {self.gradient_step:,} updates")
         if self.saved:
-            print(f"resumes: at {self.saved['phase']} step {self.saved['step']:,}")
+            print(f"resumes: at {self.saved['place']}")
         print(f"writes: {self.folder}/seed*/ (eval.csv, metrics.csv, checkpoint.pt, TensorBoard events)")
 
     def make_folders(self) -> None:
@@ -1147,42 +1085,38 @@ class Run:
 
         self.writers, self.pid = [SummaryWriter(str(folder)) for folder in self.folders], os.getpid()
         handlers = {number: signal.signal(number, self.stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        again = f"python {SCRIPT}.py --resume {self.folder}"
+        again, status = f"python {SCRIPT}.py --resume {self.folder}", "failed"
         self.evaluator = Evaluator(self, self.args)
         try:
             yield
             self.evaluator.finish()
-            self.set_status("finished")
+            self.set_status(status := "finished")
         except KeyboardInterrupt:
-            self.set_status("interrupted")
-            print(f"\ninterrupted at {self.phase} step {self.step():,}; go on with: {again}")
+            status = "interrupted"
+            print(f"\ninterrupted at {self.place()}; go on with: {again}")
             raise SystemExit(128 + self.stopped) from None
-        except (EnvironmentFailed, BrokenExecutor, OSError) as error:
-            with suppress(OSError):
-                self.set_status("failed")
-            place = f"{self.phase} step {self.step():,}"
+        except (gym.error.Error, BrokenExecutor, OSError) as error:
             print(file=sys.stderr)  # below the progress bar
-            raise SystemExit(f"error: {error}, at {place}; what was saved before is kept ({again})") from None
-        except BaseException:
-            self.set_status("failed")
-            raise
+            raise SystemExit(f"error: {error}, at {self.place()}; what was saved before is kept ({again})") from None
         finally:
+            with suppress(OSError):  # of a full disk
+                self.set_status(status)
             self.evaluator.pool.shutdown(cancel_futures=True)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        for name in ("resume.pt", "resume.rows"):
-            (self.folders[0] / name).unlink(missing_ok=True)
-        minutes, last = (time.time() - self.started) / 60, np.delete(self.last, self.frozen_rows())
+        for path in self.folders[0].glob("resume.*"):
+            path.unlink()
+        minutes, last = (time.time() - self.started) / 60, self.last[self.live()]
         print(f"finished in {minutes:.1f} min, last return {last.mean():.0f}; by seed {last.round().tolist()}")
         if self.frozen:
             raise SystemExit(f"error: diverged: {self.frozen}; their last good checkpoints are kept")
 
-    def step(self) -> int:
-        """Steps of the phase: gradient updates offline, environment steps online."""
-        return self.env_step if self.phase == "online" else self.gradient_step
+    def place(self) -> str:
+        """Where the phase stands: gradient updates offline, environment steps online."""
+        return f"{self.phase} step {self.env_step if self.phase == 'online' else self.gradient_step:,}"
 
-    def frozen_rows(self) -> list[int]:
-        return [i for i, seed in enumerate(self.seeds) if seed in self.frozen]
+    def live(self) -> list[int]:
+        return [i for i, seed in enumerate(self.seeds) if seed not in self.frozen]
 
     def freeze(self, agent: Agent, losses: Iterable[np.ndarray] = ()) -> None:
         """Gives up the seeds whose parameters or losses (S,) are not finite: set to 0, and no longer recorded."""
@@ -1190,8 +1124,8 @@ class Run:
         good = torch.stack([t.flatten(1).isfinite().all(1) for t in tensors]).all(0).cpu().numpy()
         for i in np.flatnonzero(~np.logical_and.reduce([good, *map(np.isfinite, losses)])):
             if self.seeds[i] not in self.frozen:
-                self.frozen[self.seeds[i]] = f"{self.phase} step {self.step()}"
-                print(f"\nseed {self.seeds[i]} diverged before {self.phase} step {self.step():,}; the others go on")
+                self.frozen[self.seeds[i]] = self.place()
+                print(f"\nseed {self.seeds[i]} diverged before {self.place()}; the others go on")
             for tensor in tensors:
                 tensor[i] = 0
         if len(self.frozen) == len(self.seeds):
@@ -1207,15 +1141,14 @@ class Run:
     def record(self, where: tuple, evaluation: Evaluation, metrics: dict[str, np.ndarray]) -> None:
         """Logs one evaluation, made `where` (phase, gradient step, environment step, seconds): CSVs and TensorBoard."""
         *where, seconds = where
-        returns, lengths = evaluation.returns, evaluation.lengths
+        returns, lengths, first_q, q_bias = evaluation
         self.last = returns.mean(1)
-        metrics |= {"eval/first_q": evaluation.first_q, "eval/q_bias": evaluation.q_bias}
-        metrics["eval/return"] = returns.mean(1)
+        metrics |= {"eval/first_q": first_q, "eval/q_bias": q_bias, "eval/return": self.last}
         scores = np.full(returns.shape, "", dtype=object)
         if self.scores:
             scores = (100 * (returns - self.scores[0]) / (self.scores[1] - self.scores[0])).round(3)
             metrics["eval/normalized_score"] = scores.mean(1)
-        for i in sorted({*range(len(self.seeds))} - {*self.frozen_rows()}):
+        for i in self.live():
             rows = zip(range(returns.shape[1]), returns[i].round(3), lengths[i], scores[i], strict=True)
             append_rows(self.folders[i] / "eval.csv", [[*where, *row, seconds] for row in rows])
             values = {name: float(value[i]) for name, value in metrics.items()}
@@ -1228,19 +1161,15 @@ class Run:
         """Path and content of each seed's checkpoint.pt, tensors as arrays; no path where the seed diverged."""
         facts = {key: self.config[key] for key in ("script", "run", "algorithm", "env", "args", "dataset")}
         facts |= {"phase": self.phase, "gradient_step": self.gradient_step, "env_step": self.env_step}
-        found = []
-        for seed, folder in zip(self.seeds, self.folders, strict=True):
+        state, count = {name: tensor.cpu() for name, tensor in agent.state_dict().items()}, len(self.seeds)
+        parts, found = {name: t.chunk(count) if t.dim() else [t] * count for name, t in state.items()}, []
+        for i, (seed, folder) in enumerate(zip(self.seeds, self.folders, strict=True)):
+            own = {name: part[i].numpy().copy() for name, part in parts.items()}
             path = None if seed in self.frozen else folder / "checkpoint.pt"
-            found.append((path, {**facts, "seed": seed, "shape": agent.shape, "agent": {}}))
-        for name, tensor in agent.state_dict().items():
-            parts = tensor.cpu().unflatten(0, (len(found), -1)) if tensor.dim() else [tensor.cpu()] * len(found)
-            for (_, checkpoint), part in zip(found, parts, strict=True):
-                checkpoint["agent"][name] = part.numpy().copy()
+            found.append((path, {**facts, "seed": seed, "shape": agent.shape, "agent": own}))
         return found
 
-    def keep(
-        self, agent: Agent, reference: Agent, table: ReplayTable, loops: list[Loop], more: Callable = dict
-    ) -> None:
+    def keep(self, agent: Agent, reference: Agent, table: ReplayTable, loops: list[Loop], more=dict) -> None:
         """Saves what --resume goes on from, if that is due; ends the run here if it was told to stop."""
         due = time.time() - self.kept_at >= 60 * self.args.checkpoint_every
         full = table.capacity and table.added - self.kept == table.capacity  # or the ring would lose rows
@@ -1257,7 +1186,7 @@ class Run:
         self.kept = table.added
         logs = [folder / name for folder in self.folders for name in ("eval.csv", "metrics.csv")]
         state = {"script": SCRIPT, "args": asdict(self.args), "config": self.config, "shape": agent.shape}
-        state |= {"phase": self.phase, "step": self.step(), "steps": (self.gradient_step, self.env_step)}
+        state |= {"phase": self.phase, "place": self.place(), "steps": (self.gradient_step, self.env_step)}
         state |= {"seconds": time.time() - self.started, "last": self.last.tolist(), "frozen": self.frozen}
         state |= {"agent": agent.state_dict(), "loops": [loop.state() for loop in loops], "rows": table.added}
         state["reference"] = {name: t for name, t in reference.state_dict().items() if "adam" not in name}
@@ -1279,9 +1208,8 @@ class Run:
         reference.load_state_dict(state["reference"], strict=False)
         self.gradient_step, self.env_step = state["steps"]
         self.last, self.frozen, self.kept = np.array(state["last"]), state["frozen"], state["rows"]
-        count = state["rows"] * table.rings[:, :1].numel()
-        rows = np.fromfile(self.folders[0] / "resume.rows", np.float32, count)
-        for row in rows.reshape(state["rows"], len(self.seeds), sum(table.sizes)):
+        rows = np.fromfile(self.folders[0] / "resume.rows", np.float32, self.kept * table.rings[:, :1].numel())
+        for row in rows.reshape(self.kept, len(self.seeds), sum(table.sizes)):
             obs, action, reward, next_obs, *ends = np.split(row, np.cumsum(table.sizes)[:-1], 1)
             table.add(obs, action, reward[:, 0], next_obs, *(end[:, 0] for end in ends))
         for loop, kept in zip(loops, state["loops"], strict=True):
@@ -1291,8 +1219,6 @@ class Run:
             torch.cuda.set_rng_state(state["random"][1])
         for name, size in state["logs"].items():
             os.truncate(self.folder / name, size)
-        for part in self.folder.glob("seed*/*.part"):
-            part.unlink()
         return state
 
 
@@ -1442,7 +1368,10 @@ def load_checkpoints(args: Args, obs_dim: int, action_dim: int, saved: dict | No
     """The stacked agent of --checkpoint, and where it came from; ends with one line if it does not fit."""
     if saved:
         return Agent([args.seed + i for i in range(args.num_seeds)], **saved["shape"]), saved["config"]["checkpoint"]
-    paths, checkpoints = find_checkpoints(args), []
+    for name in NETWORK_ARGS:
+        if getattr(args, name, None) != getattr(Args, name, None):
+            fail(f"{as_option(name, getattr(args, name))}: the checkpoint decides that")
+    paths, states, source = find_checkpoints(args), [], None
     for path in paths:
         try:  # weights_only: a file that carries code is refused, not run
             with warnings.catch_warnings():
@@ -1453,59 +1382,43 @@ def load_checkpoints(args: Args, obs_dim: int, action_dim: int, saved: dict | No
             check_size(facts["shape"], state)
         except Exception as error:  # whatever torch.load raises on a damaged or foreign file
             fail(f"--checkpoint {path}: is no checkpoint of these scripts ({type(error).__name__})")
-        wanted = {"algorithm": ALGORITHM, "env": args.env, "gamma": args.gamma, "obs_dim": obs_dim}
-        wanted["action_dim"] = action_dim
-        has = {**facts, "gamma": gamma, **facts["shape"]}
-        for key, value in wanted.items():
+        has, here = {**facts, "gamma": gamma, **facts["shape"]}, {"algorithm": ALGORITHM, "env": args.env}
+        here |= {"gamma": args.gamma, "obs_dim": obs_dim, "action_dim": action_dim}
+        for key, value in here.items():
             if has.get(key) != value:
                 fail(f"--checkpoint {path}: its {key} is {has.get(key)}, here it is {value}")
-        if checkpoints and facts != checkpoints[0][0]:
+        source = source or facts
+        if facts != source:
             fail(f"--checkpoint {path}: differs from {paths[0]} in network, steps, run or dataset")
-        checkpoints.append((facts, state))
-    facts = checkpoints[0][0]
+        states.append(state)
     try:
         agent = Agent([args.seed + i for i in range(args.num_seeds)], **facts["shape"])
-        states = [state for _, state in checkpoints]
-        stacked = {n: torch.cat([s[n] for s in states]) if t.dim() else t for n, t in states[0].items()}
-        agent.load_state_dict({n: stacked[n] for n in agent.state_dict()})  # not what only the last objective needs
+        own = {n: torch.cat([s[n] for s in states]) if t.dim() else states[0][n] for n, t in agent.state_dict().items()}
+        agent.load_state_dict(own)  # not what only the last objective needs
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
         fail(f"--checkpoint {paths[0]}: its tensors do not fit (of {facts['run']}: {str(error).splitlines()[0]})")
     if checkpoint.get("script") == SCRIPT:
         before = {name: value for name, value in checkpoint["args"].items() if name in OBJECTIVE_ARGS}
-        here = {name: getattr(args, name) for name in before}
-        lost = [as_option(n, v) for n, v in before.items() if v != here[n] and here[n] == getattr(Args, n)]
+        lost = [as_option(n, v) for n, v in before.items() if v != getattr(args, n) == getattr(Args, n)]
         if lost:
             print(f"note: pretrained with {' '.join(lost)}; no checkpoint passes that on, say it again to keep it")
     return agent, {**facts, "path": str(paths[0])}
 
 
-def check_network(args: Args) -> None:
-    """Ends with one line if a network is asked for that the checkpoint decides."""
-    for field in fields(args):
-        value = getattr(args, field.name)
-        if field.name in NETWORK_ARGS and value != field.default:
-            fail(f"{as_option(field.name, value)}: the checkpoint decides that")
-
-
 def train_offline(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None:
     """Gradient updates on the offline rows, with evaluations in between."""
-    if run.saved and run.saved["phase"] == "online":
-        return  # this phase was over when the run was cut
-    run.phase = "offline"
-    begun = run.saved["step"] if run.saved else 0  # a multiple of 10 unless it was cut on a CPU
+    begun = run.saved["steps"][0] if run.saved else 0  # a multiple of 10 unless it was cut on a CPU
     unroll = math.gcd(10, args.eval_every, args.offline_steps, begun) if table.rows.is_cuda else 1
     updates, reference = update_loop(agent, table, args, args.offline_steps, unroll), copy.deepcopy(agent)
-    cut = run.restore(agent, reference, table, [updates])
-    first = run.gradient_step if cut else 0
+    cut, first = run.restore(agent, reference, table, [updates]), run.gradient_step
     progress = tqdm(total=args.offline_steps, initial=first, unit=" updates", desc="offline", mininterval=1)
     for step in range(first, args.offline_steps + 1, unroll):
         run.gradient_step = step
-        resumes = cut and step == first  # evaluated and kept already
-        if not resumes and (step % args.eval_every == 0 or step == args.offline_steps):
-            run.evaluator.start(agent, updates.read() | diagnose(agent, reference, table, args))
-        if run.evaluator.finish(wait=False):
-            progress.set_postfix_str(f"return {run.last.mean():.0f}")
-        if not resumes:
+        if step > first or not cut:  # else evaluated and kept already
+            if step % args.eval_every == 0 or step == args.offline_steps:
+                run.evaluator.start(agent, updates.read() | diagnose(agent, reference, table, args))
+            if run.evaluator.finish(wait=False):
+                progress.set_postfix_str(f"return {run.last.mean():.0f}")
             run.keep(agent, reference, table, [updates])
         if step < args.offline_steps:
             updates()
@@ -1517,7 +1430,7 @@ class Collector:
     """The training environments: steps them into the table, and tells the returns of their episodes."""
 
     def __init__(self, args: Args, seeds: list[int]):
-        self.envs, self.rng = make_envs(args.env, seeds), np.random.default_rng(args.seed)
+        self.seeds, self.envs, self.rng = seeds, make_envs(args.env, seeds), np.random.default_rng(args.seed)
         self.obs, _ = self.envs.reset(seed=seeds)
         self.running, self.ended = np.zeros(len(seeds)), [[] for _ in seeds]  # returns
 
@@ -1525,7 +1438,13 @@ class Collector:
         return self.rng.uniform(-1, 1, self.envs.action_space.shape).astype(np.float32)
 
     def step(self, action: np.ndarray, table: ReplayTable) -> None:
-        next_obs, reward, terminated, truncated, info = self.envs.step(action)
+        try:
+            next_obs, reward, terminated, truncated, info = self.envs.step(action)
+        except (EOFError, ConnectionError):
+            seeds = {process.sentinel: seed for process, seed in zip(self.envs.processes, self.seeds, strict=True)}
+            gone = " and ".join(str(seeds[sentinel]) for sentinel in connection.wait([*seeds], 10))
+            self.envs.closed = True  # no answer to wait for; the other processes end with this one
+            raise gym.error.Error(f"the process of the environment of seed {gone} ended") from None
         final_obs, self.running = next_obs.copy(), self.running + reward
         for i in np.flatnonzero(terminated | truncated):
             final_obs[i] = info["final_obs"][i]
@@ -1573,20 +1492,18 @@ def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None
     progress = tqdm(total=args.online_steps, initial=first, unit=" steps", desc="online", mininterval=1)
     for step in range(first, args.online_steps + 1):
         run.env_step = step
-        resumes = cut and step == first  # evaluated and kept already
-        if not resumes and (step % args.eval_every == 0 or step == args.online_steps):
-            metrics = updates.read() | acting.loop.read() | diagnose(agent, reference, table, args)
-            run.evaluator.start(agent, metrics | collector.read())
-        if run.evaluator.finish(wait=False):
-            progress.set_postfix_str(f"return {run.last.mean():.0f}")
-        if not resumes:
+        if step > first or not cut:  # else evaluated and kept already
+            if step % args.eval_every == 0 or step == args.online_steps:
+                metrics = updates.read() | acting.loop.read() | diagnose(agent, reference, table, args)
+                run.evaluator.start(agent, metrics | collector.read())
+            if run.evaluator.finish(wait=False):
+                progress.set_postfix_str(f"return {run.last.mean():.0f}")
             run.keep(agent, reference, table, loops, collector.state)
         if step == args.online_steps:
             break
         action = collector.random_action() if step < args.warmup_steps and not pretrained else acting(collector.obs)
         if step >= args.warmup_steps and (table.replay == "append" or table.added >= args.batch_size):
-            if share != share_end:
-                table.offline_share.fill_(share + (share_end - share) * step / args.online_steps)
+            table.offline_share.fill_(share + (share_end - share) * step / args.online_steps)
             if anneal == "linear":
                 agent.annealed.fill_(step / args.online_steps)
             updates()
@@ -1612,7 +1529,6 @@ def main(args: Args) -> None:
         fail(f"--checkpoint {args.checkpoint}: is continued online; say --offline-steps 0 and --online-steps")
     agent, source = None, None
     if args.offline_steps == 0:
-        check_network(args)
         agent, source = load_checkpoints(args, obs_dim, len(low), saved)
     trained_on = source and source["dataset"]
     replay = check_replay(args, has_data=bool(args.offline_steps or args.dataset or trained_on))
@@ -1640,7 +1556,7 @@ def main(args: Args) -> None:
 
     # Training
     with run.recording():
-        if args.offline_steps:
+        if args.offline_steps and not (saved and saved["phase"] == "online"):  # else it was over before the cut
             train_offline(agent, table, run, args)
         if args.online_steps:
             table.replay = replay

@@ -4,7 +4,7 @@
 
 All forms of one n take turns; the median over turns is printed. The forms:
 
-    SyncVectorEnv, Workers   the two of `make_envs`: one process, or a process for each environment
+    Sync-, AsyncVectorEnv    the two of `make_envs`: one process, or a process for each environment
     groups in processes      as many processes as cores, each with a SyncVectorEnv of its share
     groups in threads        the same with threads: MuJoCo's physics runs without Python's lock, the rest does not
     EnvPool                  environments in C++, if it is installed (pip install envpool); MuJoCo tasks only
@@ -230,7 +230,8 @@ def main(args: Args) -> None:
     packages = ["gymnasium", "mujoco", *(["envpool"] if envpool else [])]
     hardware = f"{len(os.sched_getaffinity(0))} CPU cores; " + ", ".join(f"{p} {version(p)}" for p in packages)
     forms, some = {}, args.workers  # name: (make(n), workers); processes before threads, which a fork may hang
-    forms["Workers"] = lambda n: sac.Workers(functions(args.env, n), [""] * n), None
+    several = {"context": "fork", "autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
+    forms["AsyncVectorEnv"] = lambda n: gym.vector.AsyncVectorEnv(functions(args.env, n), **several), None
     forms["groups in processes"] = lambda n: Groups(args.env, n, some, multiprocessing), some
     forms["SyncVectorEnv"] = lambda n: sync(args.env, n), 1
     forms["groups in threads"] = lambda n: Groups(args.env, n, some, multiprocessing.dummy), some

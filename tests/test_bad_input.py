@@ -62,14 +62,14 @@ def files(call):
                 file[key] = value + (np.nan if name == "nan" and key == "rewards" else 0)
             file["terminals"] = np.full(terminals, 2 if name == "ends" else 0)
     (folder / "raw").write_bytes(b"secret" * 100)
-    for name in ("link", "storage", "virtual"):  # rewards that lie in another file
-        with h5py.File(folder / f"{name}.hdf5", "w") as file:
+    for name in ("link.h5", "storage.hdf5", "virtual.hdf5"):  # rewards that lie in another file
+        with h5py.File(folder / name, "w") as file:
             for key in ("observations", "actions"):
                 file[key] = good[key]
             file["terminals"] = np.zeros(5)
-            if name == "link":
+            if name == "link.h5":
                 file["rewards"] = h5py.ExternalLink("keys.hdf5", "observations")
-            elif name == "storage":
+            elif name == "storage.hdf5":
                 file.create_dataset("rewards", (5,), "f8", external=[(str(folder / "raw"), 0, 40)])
             else:
                 layout = h5py.VirtualLayout((5,), "f8")
@@ -136,7 +136,7 @@ CASES = [
     (PRETRAIN, "--dataset ../files/walker2d-medium-v2.hdf5", "recorded in Walker2d"),
     (PRETRAIN, "--dataset ../files/nan.hdf5", "not finite"),
     (PRETRAIN, "--dataset ../files/ends.hdf5", "its terminals or timeouts are neither 0 nor 1"),
-    (PRETRAIN, "--dataset ../files/link.hdf5", "rewards lies in another file"),
+    (PRETRAIN, "--dataset ../files/link.h5", "rewards lies in another file"),
     (PRETRAIN, "--dataset ../files/storage.hdf5", "rewards lies in another file"),
     (PRETRAIN, "--dataset ../files/virtual.hdf5", "rewards lies in another file"),
     (PRETRAIN, "--dataset ../files/symbolic", "main_data.hdf5 is a symbolic link"),

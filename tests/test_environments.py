@@ -16,7 +16,7 @@ def plain(env_id):
         return gym.make(env_id)
 
 
-@pytest.mark.parametrize("cores, kind", [(1, gym.vector.SyncVectorEnv), (8, sac.Workers)])
+@pytest.mark.parametrize("cores, kind", [(1, gym.vector.SyncVectorEnv), (8, gym.vector.AsyncVectorEnv)])
 @pytest.mark.parametrize("env_id, bound, steps, ends", [("Hopper-v4", 1, 80, (20, 0)), ("Pendulum-v1", 2, 210, (0, 8))])
 def test_make_envs_plays_the_episodes_of_gymnasium_make(cores, kind, env_id, bound, steps, ends, monkeypatch):
     """Four environments, reset by seeds twice; in between, episodes (`ends`: terminated, truncated) follow each other.

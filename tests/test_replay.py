@@ -366,7 +366,7 @@ def test_the_true_last_observation_and_the_kind_of_end_are_stored(cores, env, en
     kinds, make_envs = [], sac.make_envs
     monkeypatch.setattr(sac, "make_envs", lambda *a: kinds.append(make_envs(*a)) or kinds[-1])
     online = Online(monkeypatch, args)
-    assert {type(envs) for envs in kinds} == {sac.Workers if cores == 8 else gym.vector.SyncVectorEnv}
+    assert {type(envs) for envs in kinds} == {gym.vector.AsyncVectorEnv if cores == 8 else gym.vector.SyncVectorEnv}
     for seed in (0, 1):
         assert online.column("obs")[seed, :, 0].tolist() == [0, 1, 2, 0, 1, 2, 0]
         assert online.column("next_obs")[seed, :, 0].tolist() == [1, 2, 3, 1, 2, 3, 1]
