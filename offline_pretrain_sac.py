@@ -656,11 +656,12 @@ class ReplayTable:
 def capture(function: Callable[[], None]) -> Callable[[], None]:
     """`function` as a CUDA graph, which costs the host one launch; warming up runs it a few times."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    torch.cuda.synchronize()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             function()
-    with torch.cuda.graph(graph, stream=stream):
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
         function()
     return graph.replay
 

@@ -758,11 +758,12 @@ class ReplayTable:
 def capture(function: Callable[[], None]) -> Callable[[], None]:
     """`function` as a CUDA graph, which costs the host one launch; warming up runs it a few times."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    torch.cuda.synchronize()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             function()
-    with torch.cuda.graph(graph, stream=stream):
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
         function()
     return graph.replay
 
@@ -1366,7 +1367,9 @@ class Collector:
         except (EOFError, ConnectionError):
             seeds = {process.sentinel: seed for process, seed in zip(self.envs.processes, self.seeds, strict=True)}
             gone = " and ".join(str(seeds[sentinel]) for sentinel in connection.wait([*seeds], 10))
-            self.envs.closed = True  # no answer to wait for; the other processes end with this one
+            for process in self.envs.processes:
+                process.terminate()
+            self.envs.closed = True  # there is no answer to wait for
             raise gym.error.Error(f"the process of the environment of seed {gone} ended") from None
         final_obs, self.running = next_obs.copy(), self.running + reward
         for i in np.flatnonzero(terminated | truncated):
