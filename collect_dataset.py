@@ -18,8 +18,8 @@ Conventions (D4RL's). N: the first step in the expert's eval.csv with a third of
     expert         sac_scratch.py --online-steps 1000000
                    collect_dataset.py --policy runs/Hopper-v4/sac_scratch-online1000k --dataset-id hopper/expert-v0
     medium-replay  sac_scratch.py --online-steps N --save-dataset hopper/medium-replay-v1
-    medium         collect_dataset.py --policy runs/Hopper-v4/sac_scratch-onlineN --dataset-id hopper/medium-v0
-    medium-expert  collect_dataset.py --mix hopper/medium-v0=0.5 hopper/expert-v0=0.5 --steps 200000
+    medium         collect_dataset.py --policy runs/Hopper-v4/sac_scratch-onlineN --dataset-id hopper/medium-v1
+    medium-expert  collect_dataset.py --mix hopper/medium-v1=0.5 hopper/expert-v0=0.5 --steps 200000
                    --dataset-id hopper/medium-expert-v0
 Such data are self-collected, D4RL-style: do not compare them with tables that were made with D4RL's.
 
@@ -67,7 +67,7 @@ class Args:
     """Minari ids or folders with their shares of the transitions (hopper/medium-v0=0.5 hopper/expert-v0=0.5);
     a dataset without a share gets an equal one"""
     # dataset
-    dataset_id: str = ""  # Minari id of the new dataset (hopper/medium-v0)
+    dataset_id: str = ""  # Minari id of the new dataset (hopper/medium-v1)
     steps: int = 100_000  # transitions to write
     env_id: Annotated[str | None, tyro.conf.arg(name="env")] = None
     """Gymnasium id. Default: that of the checkpoint or of the datasets; Hopper-v4 for random"""

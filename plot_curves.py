@@ -5,7 +5,7 @@ Writes   <out>.png and <out>.svg, one panel an environment; without --metric als
          row a run) and <out>.md (the same, and one row a seed). Equal runs give equal bytes.
 Run      python plot_curves.py runs/
          python plot_curves.py runs/ --x total --label 'online_finetune_sac*' --out figures/finetune
-         python plot_curves.py runs/ --x total --metric critic_loss
+         python plot_curves.py runs/ --x total --metric loss/critic
 
 The score of an evaluation is the mean over its episodes, per seed: undiscounted return, or percent with
 --y score. A line is the mean over the seeds that have an evaluation at that step, the band its 95% percentile

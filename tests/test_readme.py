@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,14 @@ def test_the_readme_names_what_there_is():
         assert list(ROOT.glob(path)) + list(ROOT.glob(f"*/{path}")), path
     for path in [*ROOT.glob("*.py"), *ROOT.glob("experiments/*.toml"), *ROOT.glob("results/*/README.md")]:
         assert (path.name if path.suffix != ".md" else str(path.relative_to(ROOT))) in README, f"{path} is not in it"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/*.toml")), ids=lambda path: path.stem)
+def test_the_readme_tells_the_experiments_minutes(path):
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| `{path.name}`")]
+    runs = tomllib.loads(path.read_text())["run"]
+    minutes = sum(run["minutes"] for run in runs if not run.get("gpu"))
+    assert row.endswith(f"| {minutes} |" if minutes else "|") and ("needs a GPU" in row) == (minutes == 0)
 
 
 @pytest.mark.parametrize("script", TRAINING)
