@@ -9,8 +9,9 @@ Run      python plot_curves.py runs/
 
 The score of an evaluation is the mean over its episodes, per seed: undiscounted return, or percent with
 --y score. A line is the mean over the seeds that have an evaluation at that step, the band its 95% percentile
-bootstrap interval (seeds are resampled); one seed alone has no band. A circle and a dashed line mark a
-pretrained score, a dotted line the last score of a run without an online phase.
+bootstrap interval (seeds are resampled; of two or three, its ends are the lowest and the highest); one seed
+alone has no band. A circle and a dashed line mark a pretrained score, a dotted line the last score of a run
+without an online phase.
 
 Each quantity of the table is taken per seed, then over seeds: the mean, unless said otherwise.
     offline     score of the policy that the online phase starts from, at env_step 0 (`start` says whether it
@@ -507,7 +508,9 @@ def draw_panel(ax, title, curves, args):
     grey = {"color": "0.45", "lw": 0.9}
     starts = {curve.offset for curve in online} - {0.0}
     if any(len(curve.seeds) > 1 for curve in curves):
-        handles.append(Patch(color="0.45", alpha=0.3, lw=0, label="95% bootstrap interval over seeds"))
+        few = max(len(curve.seeds) for curve in curves) <= 3  # then the bootstrap's ends are the extreme seeds
+        band = "from the lowest to the highest seed" if few else "95% bootstrap interval over seeds"
+        handles.append(Patch(color="0.45", alpha=0.3, lw=0, label=band))
     if starts and not args.metric:
         handles.append(Line2D([], [], **grey, ls="--", marker="o", mfc="white", label="pretrained score"))
     if starts and total and any(curve.has("offline") for curve in curves):

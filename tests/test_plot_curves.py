@@ -387,7 +387,7 @@ def test_labels_of_earlier_names():
     assert labels["*offline0*"] == [f"o3f_select{end}" for end in ends]
     assert labels["*"] == [*labels["*offline0*"], "o3f_select-offline15k"]
     runs = RESULTS / "td3/runs"
-    labels = [curve.label for curve in panels_of(runs, label=("td3_c*",))[1][0][1]]
+    labels = [curve.label for curve in panels_of(runs, label=("td3_c-medium*",))[1][0][1]]
     assert labels == [f"td3_c-{end}" for end in ("no-clip-dqda-epsiloninf", "dual-lr0.001", "epsilon0.001")]
 
 
