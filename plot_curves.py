@@ -292,8 +292,8 @@ def choose_seeds(seeds, args):
 def shorten(runs):
     """Labels without the tag parts that all tagged runs share: ({run: label}, shared parts).
 
-    `runs` is {run: config}. A run from scratch has no dataset's name in its tag, and a pretraining none of what
-    its finetunings have in common: where there are runs with a dataset, with an online phase, only these decide.
+    `runs` is {run: config}. Of the groups of runs that decide, the first with two members does: a pretraining's tag has
+    none of what its finetunings have in common, and that of a run from scratch has no dataset and no source.
     """
     words = {option.replace("_", "-") for config in runs.values() for option in config.get("args", ())}
     words |= {config["dataset"]["name"] for config in runs.values() if config.get("dataset")}
@@ -301,11 +301,12 @@ def shorten(runs):
     # a part: an option and its value (perhaps 1e-4 or -4), a dataset, or from-<script>
     part = re.compile(rf"(?:no-|from-)?(?:{known})[^-]*(?:-\d[^-]*)*")
     tags = {run: part.findall(run.partition("-")[2]) for run in runs}
-    online = [run for run, config in runs.items() if config.get("online_steps")]
-    deciding = online if len(online) > 1 else list(runs)
-    parts = [tags[run] for run in deciding if runs[run].get("dataset")] or [tags[run] for run in deciding if tags[run]]
-    first = dict.fromkeys(parts[0]) if len(parts) > 1 else []
-    shared = [part for part in first if all(part in tag for tag in parts)]
+    for facts in (["dataset", "online_steps", "checkpoint"], ["dataset", "online_steps"], ["dataset"], []):
+        deciding = [run for run, config in runs.items() if tags[run] and all(config.get(fact) for fact in facts)]
+        if len(deciding) > 1:
+            break
+    first = dict.fromkeys(tags[deciding[0]]) if len(deciding) > 1 else []
+    shared = [part for part in first if all(part in tags[run] for run in deciding)]
     labels = {}
     for run, tag in tags.items():
         own = [part for part in tag if part not in shared or (run not in deciding and part.startswith("offline"))]
