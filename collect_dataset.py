@@ -44,6 +44,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import gymnasium as gym
+import minari
 import numpy as np
 import torch
 import torch.nn as nn
@@ -347,10 +348,8 @@ def parse_mix(args: Args) -> dict[str, int]:
 
 def read_source(name: str) -> tuple[Any, list[np.ndarray], list[int | None]]:
     """A Minari dataset, the rows and the reset seed of each episode; ends with one line if it is not sound."""
-    import minari
-    from minari.storage import get_dataset_path
-
-    folders = [f for f in (Path(name), get_dataset_path(name), BUNDLED / name) if (f / "data/metadata.json").is_file()]
+    places = Path(name), minari.storage.get_dataset_path(name), BUNDLED / name
+    folders = [folder for folder in places if (folder / "data/metadata.json").is_file()]
     if not folders:
         cached = ", ".join(minari.list_local_datasets()) or "nothing"
         fail(f"--mix {name}: no Minari dataset on this machine; Minari's cache holds {cached}")
@@ -412,15 +411,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def check_new_dataset(name: str, option: str = "--save-dataset") -> None:
     """Ends with one line if `name` cannot be the id of a new Minari dataset in the local cache."""
-    from minari.dataset.minari_dataset import parse_dataset_id
-    from minari.storage import get_dataset_path
-
+    path = minari.storage.get_dataset_path(name)
     try:
-        parse_dataset_id(name)
+        minari.dataset.minari_dataset.parse_dataset_id(name)
     except (ValueError, TypeError):
         fail(f"{option} {name}: a Minari id looks like hopper/mine-v0")
-    if get_dataset_path(name).exists():
-        fail(f"{option} {name}: {get_dataset_path(name)} exists; delete it or take another name")
+    if path.exists():
+        fail(f"{option} {name}: {path} exists; delete it or take another name")
 
 
 def write_minari(name: str, rows: np.ndarray, sizes: list[int], env_id: str, seeds=None, **metadata) -> None:
@@ -430,7 +427,6 @@ def write_minari(name: str, rows: np.ndarray, sizes: list[int], env_id: str, see
     reset with. float32 and gzipped, a third of the size of Minari's own files; plain Minari loads it.
     """
     import h5py
-    import minari
 
     obs, action, reward, next_obs, terminated, truncated = np.split(rows, np.cumsum(sizes)[:-1], 1)
     truncated[-1] = 1 - terminated[-1]
@@ -477,9 +473,7 @@ def main(args: Args) -> None:
     make, env_id, algorithm, about = make_recipe(args)
 
     # Collection
-    from minari.storage import get_dataset_path
-
-    env, path = make_env(env_id), get_dataset_path(args.dataset_id)
+    env, path = make_env(env_id), minari.storage.get_dataset_path(args.dataset_id)
     sizes = [*env.observation_space.shape, *env.action_space.shape, 1, *env.observation_space.shape, 1, 1]
     print(f"{env_id}: {about}; seed {args.data_seed}\nwrites: {args.steps:,} transitions to {path}")
     text = f"Self-collected, D4RL-style: {about}. {args.steps:,} transitions of {env_id}, seed {args.data_seed}. "

@@ -1320,15 +1320,13 @@ def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None
 
 def check_new_dataset(name: str, option: str = "--save-dataset") -> None:
     """Ends with one line if `name` cannot be the id of a new Minari dataset in the local cache."""
-    from minari.dataset.minari_dataset import parse_dataset_id
-    from minari.storage import get_dataset_path
-
+    path = minari.storage.get_dataset_path(name)
     try:
-        parse_dataset_id(name)
+        minari.dataset.minari_dataset.parse_dataset_id(name)
     except (ValueError, TypeError):
         fail(f"{option} {name}: a Minari id looks like hopper/mine-v0")
-    if get_dataset_path(name).exists():
-        fail(f"{option} {name}: {get_dataset_path(name)} exists; delete it or take another name")
+    if path.exists():
+        fail(f"{option} {name}: {path} exists; delete it or take another name")
 
 
 def write_minari(name: str, rows: np.ndarray, sizes: list[int], env_id: str, seeds=None, **metadata) -> None:
@@ -1338,7 +1336,6 @@ def write_minari(name: str, rows: np.ndarray, sizes: list[int], env_id: str, see
     reset with. float32 and gzipped, a third of the size of Minari's own files; plain Minari loads it.
     """
     import h5py
-    import minari
 
     obs, action, reward, next_obs, terminated, truncated = np.split(rows, np.cumsum(sizes)[:-1], 1)
     truncated[-1] = 1 - terminated[-1]
