@@ -1,26 +1,42 @@
 """Small data that several tests share: 400 random Hopper transitions, as a Minari dataset in a cache of its own."""
 
+import importlib
 import os
+import warnings
 
+import gymnasium as gym
+import minari
 import numpy as np
 import pytest
 import torch
-
-import sac_scratch
+import tyro
+from minari.data_collector import EpisodeBuffer
 
 torch.set_num_threads(1)
 
 
-def random_rows(env_id: str, count: int, seed: int = 0) -> np.ndarray:
-    """`count` transitions of uniformly random actions, as rows of a ReplayTable."""
-    env, rng, rows = sac_scratch.make_env(env_id), np.random.default_rng(seed), []
-    obs, _ = env.reset(seed=seed)
-    while len(rows) < count:
-        action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
-        next_obs, reward, terminated, truncated, _ = env.step(action)
-        rows.append(np.concatenate([obs, action, [reward], next_obs, [terminated, truncated]]))
-        obs = env.reset()[0] if terminated or truncated else next_obs
-    return np.array(rows, np.float32)
+def record(dataset_id: str, env_id: str, count: int) -> None:
+    """Writes `count` transitions of uniformly random actions into the Minari cache; the last episode is cut."""
+    env, buffers, steps = gym.make(env_id), [], []
+    env.action_space.seed(0)
+    first_obs, _ = env.reset(seed=0)
+    for i in range(count):
+        action = env.action_space.sample()
+        obs, reward, terminated, truncated, _ = env.step(action)
+        steps.append((action, float(reward), terminated, truncated or i == count - 1, obs))
+        if terminated or i == count - 1:
+            actions, rewards, terminations, truncations, next_obs = (
+                np.array(c) for c in zip(*steps, strict=True)
+            )
+            observations = np.concatenate([first_obs[None], next_obs])
+            buffers.append(
+                EpisodeBuffer(None, None, None, observations, actions, rewards, terminations, truncations)
+            )
+            steps, (first_obs, _) = [], env.reset()
+    scores = {"ref_min_score": -20.272305, "ref_max_score": 3234.3, "num_episodes_average_score": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Minari misses an author's address and a link to code
+        minari.create_dataset_from_buffers(dataset_id, buffers, env=env_id, author="test", **scores)
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +45,7 @@ def minari_cache(tmp_path_factory):
     cache = tmp_path_factory.mktemp("minari")
     before = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(cache)
-    sac_scratch.write_minari("hopper/tiny-v0", random_rows("Hopper-v4", 400), [11, 3, 1, 11, 1, 1], "Hopper-v4")
+    record("hopper/tiny-v0", "Hopper-v4", 400)
     yield cache
     os.environ.pop("MINARI_DATASETS_PATH")
     if before:
@@ -38,11 +54,7 @@ def minari_cache(tmp_path_factory):
 
 @pytest.fixture
 def call(minari_cache, tmp_path, monkeypatch, capsys):
-    """call("sac_scratch", "--seed 3"): runs a script's main in an empty working directory; returns (stdout, stderr)."""
-    import importlib
-
-    import tyro
-
+    """call("sac_scratch", "--seed 3"): runs a script's main in an empty working directory; (stdout, stderr)."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
 

@@ -1,5 +1,6 @@
-"""CQL's penalty, its multiplier, Cal-QL's returns, annealing, and the switch to SAC, on numbers worked out by hand."""
+"""CQL's penalty, multiplier, annealing, Cal-QL's returns: by hand and against plain PyTorch; short runs."""
 
+import copy
 import csv
 import json
 import math
@@ -9,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch.distributions import Normal
 from torch.func import grad_and_value
 
 import cql_sac as cql
-import offline_pretrain_sac
-import online_finetune_sac as finetune
-from test_sac import Constant, Fixed, random_batch
+from first_house import Fixed, PlainMLP, random_batch
 
 SMALL = "--batch-size 16 --eval-episodes 2 --compile off"
-OFFLINE = f"{SMALL} --hidden-dim 16 --dataset hopper/tiny-v0 --offline-steps 20 --eval-every 10 --cql-actions 2"
+OFFLINE = f"{SMALL} --hidden-dim 16 --dataset hopper/tiny-v0 --offline-steps 20 --eval-every 10"
+OFFLINE += " --cql-actions 2"
 NO_NOISE = torch.zeros(1, 2, 1)
 
 
@@ -36,7 +38,10 @@ class Linear(nn.Module):
 
 
 def two_states():
-    """Agent, batch and pushed actions: states 0 and 2 with data actions 0.5 and -0.5; 1 uniform, 1 + 1 policy's."""
+    """Agent, batch and pushed actions: states 0 and 2 with data actions 0.5 and -0.5.
+
+    Pushed are one uniform action a state and two of the policy's.
+    """
     agent = cql.Agent([1], 1, 1, 8, 2, False)
     agent.critic, agent.target_critic = Linear(), Fixed(lambda obs, action: torch.zeros(1, 2, 2))
     agent.requires_grad_(False)
@@ -55,7 +60,7 @@ def loss_of(agent, batch, pushed, **options):
 
 
 def test_penalty_by_hand():
-    """Q_1 is a at state 0 and 2 + a at state 2, Q_2 is 3 a and 2 + 3 a; each sum has an action a term, over its p."""
+    """Q_1 is a at state 0 and 2 + a at state 2, Q_2 is 3 a and 2 + 3 a; a sum's terms are actions', over p."""
     _, (loss, (metrics, q)) = loss_of(*two_states())
     exp, log = math.exp, math.log
     gap_1 = (log(exp(-1) / 0.5 + exp(0) / 0.1 + exp(1) / 0.2) - 0.5) / 2
@@ -105,35 +110,109 @@ def test_actions_on_the_border_have_finite_densities(scale):
     mean, log_std = torch.full((1, 1, 2), 40 * scale), torch.full((1, 1, 2), 2.0)
     action, log_prob = cql.sample_action(mean, log_std, torch.full((1, 1, 2), 4 * scale))
     assert action.abs().min() == 1 and log_prob.isfinite().all()
-    moderate, border = torch.zeros(1, 1, 2), torch.full((1, 1, 2), scale)
-    found = finetune.log_density(moderate, moderate, border)
-    assert found.isfinite().all()
-    torch.testing.assert_close(found, finetune.log_density(moderate, moderate, (1 - 1e-5) * border))
 
 
-def test_a_weight_of_zero_is_sac(double):
-    """Loss, gradient and Q; the same noise."""
-    agent, batch, noise = cql.Agent([1, 2], 3, 2, 8, 2, False), random_batch(2), torch.randn(2, 16, 2)
-    args, params = cql.Args(cql_alpha=0.0, cql_actions=2), dict(agent.critic.named_parameters())
-    pushed = cql.penalty_actions(agent, batch, torch.rand(2, 16, 2, 2), torch.randn(2, 2, 16, 2, 2))
-    mine, (loss, (_, q)) = grad_and_value(cql.critic_loss, has_aux=True)(params, agent, batch, noise, pushed, args)
-    sac, args = offline_pretrain_sac.critic_loss, offline_pretrain_sac.Args()
-    theirs, (sac_loss, (_, sac_q)) = grad_and_value(sac, has_aux=True)(params, agent, batch, noise, args)
-    torch.testing.assert_close((loss, q), (sac_loss, sac_q), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+class PlainCQL:
+    """One seed of a stack: separate critics, autograd, torch.optim, torch.distributions."""
 
-    params, data_q = dict(agent.actor.named_parameters()), q.amin(1)
-    losses = []
-    for script in (cql, offline_pretrain_sac):
-        args = script.Args(q_filter_percentile=25)
-        losses.append(grad_and_value(script.actor_loss, has_aux=True)(params, agent, batch, noise, args, data_q))
-    torch.testing.assert_close(losses[0][0], losses[1][0], rtol=1e-12, atol=1e-12)
-    assert losses[0][1][0] == losses[1][1][0]
+    def __init__(self, agent, args, seed):
+        def critics(stack):
+            return [PlainMLP(5, 1, 8, False).copy_from(stack.mlp, 2 * seed + e) for e in range(2)]
+
+        self.args, self.critics, self.targets = args, critics(agent.critic), critics(agent.target_critic)
+        self.actor = PlainMLP(3, 4, 8, False).copy_from(agent.actor.mlp, seed)
+        self.target_actor = copy.deepcopy(self.actor)
+        self.log_alpha, self.log_weight = (torch.zeros((), requires_grad=True) for _ in range(2))
+        self.actor_adam = torch.optim.Adam(self.actor.parameters(), args.actor_lr)
+        self.critic_adam = torch.optim.Adam([p for c in self.critics for p in c.parameters()], args.critic_lr)
+        self.alpha_adam = torch.optim.Adam([self.log_alpha], args.alpha_lr)
+        self.weight_adam = torch.optim.Adam([self.log_weight], args.critic_lr)
+
+    def step(self, adam, loss):
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+
+    def act(self, obs, noise):
+        mean, log_std = self.actor(obs).chunk(2, -1)
+        normal = Normal(mean, (-5 + 3.5 * (log_std.tanh() + 1)).exp())
+        x = normal.loc + normal.scale * noise
+        return x.tanh(), (normal.log_prob(x) - torch.log(1 - x.tanh() ** 2)).sum(-1)
+
+    def q(self, critics, obs, action):
+        return torch.stack([critic(torch.cat([obs, action], -1))[..., 0] for critic in critics])
+
+    def gap(self, obs, next_obs, uniform, noise, data_q):
+        """A critic, averaged over the batch."""
+        rows = obs.expand(len(uniform), -1, -1)
+        pushed = [(uniform, torch.full(uniform.shape[:2], math.log(1 / 4)))]
+        pushed += [self.act(own.expand_as(rows), n) for own, n in zip((obs, next_obs), noise, strict=True)]
+        terms = [self.q(self.critics, rows, action.detach()) - density.detach() for action, density in pushed]
+        return (torch.cat(terms, 1).logsumexp(1) - data_q).mean(1)
+
+    def update(self, batch, noise, uniform, normal):
+        obs, action, reward, next_obs, terminated, _ = batch
+        args, alpha = self.args, self.log_alpha.exp().detach()
+        with torch.no_grad():
+            next_action, next_log_prob = self.act(next_obs, noise[0])
+            next_value = self.q(self.targets, next_obs, next_action).min(0)[0] - alpha * next_log_prob
+            target = reward + args.gamma * (1 - terminated) * next_value
+        q = self.q(self.critics, obs, action)
+        data_q = q.detach().min(0)[0]  # as it was before this step of the critics
+        gap = self.gap(obs, next_obs, uniform, normal, q)
+        weight = args.cql_alpha if args.cql_threshold is None else self.log_weight.exp().detach()
+        self.step(self.critic_adam, ((q - target) ** 2).mean(1).sum() + weight * gap.sum())
+        if args.cql_threshold is not None:
+            self.step(self.weight_adam, -self.log_weight.exp() * (gap.mean().detach() - args.cql_threshold))
+
+        new_action, log_prob = self.act(obs, noise[1])
+        loss = alpha * log_prob - self.q(self.critics, obs, new_action).min(0)[0]
+        self.step(self.actor_adam, loss[data_q >= data_q.quantile(args.q_filter_percentile / 100)].mean())
+        self.step(self.alpha_adam, self.log_alpha.exp() * (-log_prob.detach().mean() + 2))
+        pairs = zip([*self.targets, self.target_actor], [*self.critics, self.actor], strict=True)
+        for target, online in pairs:
+            for p, q in zip(target.parameters(), online.parameters(), strict=True):
+                p.data += args.tau * (q.data - p.data)
+
+
+@pytest.mark.parametrize(
+    "options", [{"cql_alpha": 0.0}, {"cql_alpha": 5.0, "q_filter_percentile": 25}, {"cql_threshold": 3.0}]
+)
+def test_update_equals_plain_pytorch(options, double):
+    """Two stacked seeds; a weight of 0 is SAC."""
+    rates = {"actor_lr": 1e-2, "critic_lr": 2e-2, "alpha_lr": 5e-3, "tau": 0.1, "gamma": 0.9}
+    agent, args = cql.Agent([1, 2], 3, 2, 8, 2, False), cql.Args(cql_actions=4, **rates, **options)
+    plains = [PlainCQL(agent, args, seed) for seed in range(2)]
+    for i in range(5):
+        batch = random_batch(2, seed=i)
+        torch.manual_seed(i)
+        cql.update(agent, batch, args, True)
+        torch.manual_seed(i)
+        noise, normal = torch.randn(2, 2, 16, 2), torch.randn(2, 2, 16, 4, 2)  # two uses, two seeds
+        uniform = 2 * torch.rand(2, 16, 4, 2) - 1
+        for seed, plain in enumerate(plains):
+            drawn = uniform[seed].transpose(0, 1), normal[:, seed].transpose(1, 2)  # actions before rows
+            plain.update([column[seed] for column in batch], noise[:, seed], *drawn)
+    for seed, plain in enumerate(plains):
+        pairs = [(agent.critic, plain.critics), (agent.target_critic, plain.targets)]
+        pairs += [(agent.actor, [plain.actor]), (agent.target_actor, [plain.target_actor])]
+        for ours, networks in pairs:
+            for e, theirs in enumerate(networks):
+                mine = copy.deepcopy(theirs).copy_from(ours.mlp, seed * len(networks) + e)
+                torch.testing.assert_close(mine.flat(), theirs.flat(), rtol=1e-8, atol=1e-10)
+        for mine, theirs in ((agent.log_alpha, plain.log_alpha), (agent.log_cql_alpha, plain.log_weight)):
+            assert mine[seed].item() == pytest.approx(theirs.item(), rel=1e-8, abs=1e-10)
+        assert plain.log_alpha.item() != 0 and (plain.log_weight.item() != 0) == ("cql_threshold" in options)
 
 
 def test_the_uniform_actions_fill_their_range(monkeypatch):
     drawn, penalty_actions = [], cql.penalty_actions
-    monkeypatch.setattr(cql, "penalty_actions", lambda *given: drawn.append(given[2]) or penalty_actions(*given))
+
+    def record(*given):
+        drawn.append(given[2])
+        return penalty_actions(*given)
+
+    monkeypatch.setattr(cql, "penalty_actions", record)
     cql.update(cql.Agent([1], 3, 2, 8, 2, False), random_batch(), cql.Args(cql_alpha=1.0), True)
     (uniform,) = drawn
     assert uniform.shape == (1, 16, 10, 2) and uniform.min() < -0.95 and uniform.max() > 0.95
@@ -156,7 +235,7 @@ def with_returns(batch, values):
 
 
 def test_calibration_bounds_the_policys_q_from_below():
-    """Returns 1 and 2.5: policy actions at Q_1 0, 1 become 1, 1; at 2.4, 2.6 become 2.5, 2.6; uniform ones stay."""
+    """Returns 1 and 2.5: the policy's Q_1 of 0, 1 become 1, 1; of 2.4, 2.6 2.5, 2.6; uniform ones stay."""
     agent, batch, pushed = two_states()
     _, (_, (metrics, _)) = loss_of(agent, with_returns(batch, [1.0, 2.5]), pushed, calibrated=True)
     exp, log = math.exp, math.log
@@ -175,8 +254,8 @@ def test_calibration_without_known_returns_is_cql():
     assert all(torch.equal(plain[0][name], unknown[0][name]) for name in plain[0])
 
 
-def test_returns_to_go():
-    """gamma 0.2: two steps before its end a return lacks 0.8%. Episodes: terminated, ended by the clock, cut off."""
+def test_returns_to_go_by_hand():
+    """gamma 0.2: two steps before its end a return lacks 0.8%. Ends: terminated, by the clock, cut off."""
     rewards = np.array([1, 2, 3, 1, 2, 3, 4, 5, 6], np.float32)
     terminated, truncated = np.zeros(9), np.zeros(9)
     terminated[2], truncated[6] = 1, 1
@@ -220,6 +299,80 @@ def test_an_episode_longer_than_the_ring():
     assert table.mc_return.tolist() == [8, 12]  # the last step has row 0, the one before it row 1
 
 
+# ---- Monte-Carlo returns, by hypothesis ----
+
+REWARD = st.integers(-1000, 1000).map(lambda n: n / 8)
+ENDS = st.sampled_from("......tcb")  # none, terminated, truncated by the clock, both
+GAMMA = st.sampled_from([0.0, 0.3, 0.9, 0.99, 1.0]) | st.floats(0, 1)
+
+
+def examples(count):
+    checks = [HealthCheck.too_slow]
+    return settings(deadline=None, derandomize=True, max_examples=count, suppress_health_check=checks)
+
+
+def returns_by_definition(rewards, ends, gamma):
+    """sum_j gamma^(j - i) r_j to the end of i's episode; -inf where the clock cut over 0.01 of the weight."""
+    returns = []
+    for i in range(len(rewards)):
+        end = next((j for j in range(i, len(rewards)) if ends[j] != "."), len(rewards) - 1)
+        missing = 0 if ends[end] in "tb" else gamma ** (end + 1 - i)
+        assume(abs(missing - 0.01) > 1e-9)
+        total = sum(gamma ** (j - i) * rewards[j] for j in range(i, end + 1))
+        returns.append(total if missing <= 0.01 else -math.inf)
+    return returns
+
+
+def close(values):
+    """To float32's rounding."""
+    return pytest.approx(values, rel=2e-7, abs=1e-9)
+
+
+@examples(200)
+@given(steps=st.lists(st.tuples(REWARD, ENDS), max_size=40), gamma=GAMMA)
+def test_returns_to_go(steps, gamma):
+    rewards, ends = [reward for reward, _ in steps], [end for _, end in steps]
+    terminated, truncated = (np.array([end in kinds for end in ends], bool) for kinds in ("tb", "cb"))
+    returns = cql.returns_to_go(np.array(rewards, np.float32), terminated, truncated, gamma)
+    assert returns.tolist() == close(returns_by_definition(rewards, ends, gamma))
+
+
+@examples(80)
+@given(data=st.data(), seeds=st.integers(1, 3), capacity=st.integers(1, 12), gamma=GAMMA)
+def test_a_return_table_knows_the_returns_of_ended_episodes(data, seeds, capacity, gamma):
+    """Of offline rows at once, of online ones when their episode ends, as long as the ring holds them."""
+    offline = data.draw(st.lists(st.tuples(REWARD, ENDS), max_size=10))
+    online = data.draw(st.lists(st.tuples(*[st.tuples(REWARD, ENDS)] * seeds), max_size=30))
+
+    def row(number, reward, end):
+        return [number, 0, reward, number, end in "tb", end in "cb"]
+
+    rows = np.array([row(-1 - i, *step) for i, step in enumerate(offline)], np.float32) if offline else None
+    shape = {"obs_dim": 1, "action_dim": 1}
+    table = cql.ReturnTable(rows, seeds, shape, capacity, "append", "cpu", gamma=gamma)
+    known, started = {}, [0] * seeds  # returns by a row's number; the running episodes' first steps
+    if offline:
+        known |= enumerate(returns_by_definition(*zip(*offline, strict=True), gamma))
+        known = {-1 - i: value for i, value in known.items()}
+    for t, step in enumerate(online):
+        new = np.array([row(1000 * (s + 1) + t, *own) for s, own in enumerate(step)], np.float64)
+        table.add(new[:, :1], new[:, 1:2], new[:, 2], new[:, 3:4], new[:, 4], new[:, 5])
+        for s in range(seeds):
+            known[1000 * (s + 1) + t] = -math.inf
+            if step[s][1] != ".":
+                episode = zip(*(earlier[s] for earlier in online[started[s] : t + 1]), strict=True)
+                values = returns_by_definition(*episode, gamma)
+                known |= {1000 * (s + 1) + started[s] + i: value for i, value in enumerate(values)}
+                started[s] = t + 1
+            steps = range(max(0, t + 1 - capacity), t + 1)
+            got = [table.ring_returns[s, u % capacity].item() for u in steps]
+            assert got == close([known[1000 * (s + 1) + u] for u in steps])
+    assume(known)
+    batch = table.sample(50)
+    for numbers, got in zip(batch.obs[..., 0].tolist(), batch.mc_return.tolist(), strict=True):
+        assert got == close([known[number] for number in numbers])
+
+
 # ---- annealing ----
 
 
@@ -257,50 +410,18 @@ def test_annealing_moves_the_threshold():
     [("none", [0] * 8), ("abrupt", [1] * 8), ("linear", [i / 8 for i in range(8)])],
 )
 def test_schedules(schedule, expected, call, monkeypatch):
-    seen, update = [], finetune.update
+    seen, update = [], cql.update
 
     def record(agent, *others):
         seen.append(agent.annealed.item())
         return update(agent, *others)
 
-    call("offline_pretrain_sac", f"{OFFLINE.replace('--cql-actions 2', '')} --offline-steps 2")
-    monkeypatch.setattr(finetune, "update", record)
-    end = "" if schedule == "none" else f"--bc-alpha-end 0 --anneal {schedule}"
-    call("online_finetune_sac", f"{SMALL} --online-steps 8 --eval-every 8 --bc-alpha 1 {end}")
+    call("cql_sac", f"{OFFLINE} --offline-steps 2")
+    monkeypatch.setattr(cql, "update", record)
+    end = "" if schedule == "none" else f"--cql-alpha-end 0 --anneal {schedule}"
+    options = "--offline-steps 0 --online-steps 8 --eval-every 8 --cql-actions 2 --cql-alpha 1"
+    call("cql_sac", f"{SMALL} {options} {end}")
     assert seen == expected
-
-
-# ---- the bonus for in-distribution actions ----
-
-
-def test_bonus_by_hand():
-    """Means 0, standard deviations 1, two rows: log pi(a) = log N(atanh a) - log(1 - a^2), weight 2."""
-    agent = finetune.Agent([1], 3, 1, 8, 2, True)
-    agent.actor = Constant([[[0.0]]], [[[0.0]]])
-    agent.critic = Fixed(lambda obs, action: torch.zeros(1, 2, 2))
-    agent.annealed.fill_(0.5)
-    batch = random_batch(size=2)._replace(action=torch.tensor([[[0.0], [0.5]]]))
-    params = dict(agent.actor.named_parameters())
-    noise, data_q = torch.zeros(1, 2, 1), torch.zeros(1, 2)
-    losses = [
-        finetune.actor_loss(params, agent, batch, noise, finetune.Args(bc_alpha=weight, bc_alpha_end=end), data_q)[0]
-        for weight, end in ((0.0, None), (2.0, None), (0.0, 4.0), (0.0, 0.0))
-    ]
-    assert losses[1] == losses[2] and losses[0] == losses[3]  # half way from 0 to 4; from 0 to 0
-    normal = -0.5 * math.log(2 * math.pi)
-    log_prob = [normal, normal - 0.5 * math.atanh(0.5) ** 2 - math.log(1 - 0.25)]
-    assert (losses[0] - losses[1]).item() == pytest.approx(2 * sum(log_prob) / 2, rel=1e-5)
-
-
-def test_the_bonus_draws_the_policy_to_the_data():
-    found = {}
-    for weight in (0.0, 100.0):
-        agent, batch = finetune.Agent([1], 3, 2, 8, 2, True), random_batch()
-        for _ in range(50):
-            torch.manual_seed(0)
-            finetune.update(agent, batch, finetune.Args(bc_alpha=weight, actor_lr=1e-2), True)
-        found[weight] = F.mse_loss(finetune.best_action(agent, batch.obs), batch.action).item()
-    assert found[100.0] < 0.8 * found[0.0]
 
 
 # ---- scripts ----
@@ -320,31 +441,9 @@ def checkpoint(folder):
     return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
-def test_cql_to_sac_keeps_everything_and_the_temperature_learns(call):
-    call("cql_sac", f"{OFFLINE} --cql-threshold 5")
-    (source,) = Path("runs/Hopper-v4").glob("cql_sac-*/seed1")
-    before = checkpoint(source)["agent"]
-    assert before["log_cql_alpha"] != 0 and before["cql_alpha_adam.t"] == 20
-    agent, facts = finetune.load_checkpoints(finetune.Args(), 11, 3)
-    assert facts["run"].startswith("cql_sac")
-    after = agent.state_dict()
-    assert set(before) - set(after) == {n for n in before if "cql_alpha" in n} and set(after) <= set(before)
-    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
-    call("online_finetune_sac", f"{SMALL} --online-steps 20 --eval-every 20")
-    agent = checkpoint(run_folder("online_finetune_sac-*from-cql_sac-*"))["agent"]
-    assert agent["alpha_adam.t"] == 40 and not torch.equal(agent["log_alpha"], before["log_alpha"])
-    assert not torch.equal(agent["critic.mlp.layers.0.weight"], before["critic.mlp.layers.0.weight"])
-
-
-def test_candidates_with_cqls_critics_are_warned_of(call):
-    call("cql_sac", f"{OFFLINE} --offline-steps 2")
-    out, _ = call("online_finetune_sac", f"{SMALL} --online-steps 2 --eval-every 2 --num-candidates 3")
-    assert "note: CQL's critics" in out
-    with pytest.raises(SystemExit):
-        call("cql_sac", f"{OFFLINE} --num-candidates 3")
-
-
-@pytest.mark.parametrize("options", ["", "--calibrated", "--cql-threshold 5 --cql-threshold-end 0.5 --anneal linear"])
+@pytest.mark.parametrize(
+    "options", ["", "--calibrated", "--cql-threshold 5 --cql-threshold-end 0.5 --anneal linear"]
+)
 def test_cql_online(options, call):
     call("cql_sac", OFFLINE)
     before = checkpoint(run_folder("cql_sac-tiny*"))
@@ -352,8 +451,9 @@ def test_cql_online(options, call):
     folder = run_folder("cql_sac-*-online20-*-from-cql_sac-*")
     after, logged = checkpoint(folder), metrics(folder)
     assert after["gradient_step"] == 40 and after["agent"]["critic_adam.t"] == 40
-    assert not torch.equal(after["agent"]["critic.mlp.layers.0.weight"], before["agent"]["critic.mlp.layers.0.weight"])
-    wanted = {"cql/gap", "cql/alpha", "loss/critic", "eval/q_bias", "eval/first_q", "q/random", "policy/drift"}
+    weight = "critic.mlp.layers.0.weight"
+    assert not torch.equal(after["agent"][weight], before["agent"][weight])
+    wanted = {"cql/gap", "cql/alpha", "loss/critic", "eval/q_bias", "eval/first_q", "policy/drift"}
     assert wanted <= set(logged) and all(math.isfinite(logged[name]) for name in wanted)
     assert json.loads((folder / "config.json").read_text())["status"] == "finished"
 
@@ -362,7 +462,8 @@ def test_offline_and_online_in_one_run(call):
     call("cql_sac", f"{OFFLINE} --online-steps 10")
     with open(run_folder("cql_sac-*") / "eval.csv") as file:
         rows = {(r["phase"], int(r["gradient_step"]), int(r["env_step"])) for r in csv.DictReader(file)}
-    assert rows == {("offline", 0, 0), ("offline", 10, 0), ("offline", 20, 0), ("online", 20, 0), ("online", 30, 10)}
+    offline, online = {("offline", step, 0) for step in (0, 10, 20)}, {("online", 20, 0), ("online", 30, 10)}
+    assert rows == offline | online
 
 
 @pytest.mark.parametrize(
@@ -400,32 +501,6 @@ def test_bad_input(arguments, expected, call, capsys, tmp_path):
     with pytest.raises(SystemExit) as ended:
         call("cql_sac", f"{dataset} {arguments}")
     error = capsys.readouterr().err
-    assert ended.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1 and expected in error
+    assert ended.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert expected in error
     assert not Path("runs").exists()
-
-
-def test_a_checkpoint_of_sac_is_refused(call, capsys):
-    call("offline_pretrain_sac", f"{OFFLINE.replace('--cql-actions 2', '')} --offline-steps 2")
-    (source,) = Path("runs/Hopper-v4").glob("offline_pretrain_sac-*")
-    for arguments, expected in (
-        (f"--checkpoint {source}", "its tensors do not fit (of offline_pretrain_sac-"),
-        ("", "--checkpoint is missing"),  # by itself it takes only its own
-    ):
-        with pytest.raises(SystemExit):
-            call("cql_sac", f"{SMALL} --offline-steps 0 --online-steps 2 {arguments}")
-        assert expected in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "arguments, expected",
-    [
-        ("--bc-alpha 1 --bc-alpha-end 0", "--bc-alpha-end: needs --anneal"),
-        ("--bc-alpha 1 --anneal linear", "--anneal linear: needs --bc-alpha-end"),
-        ("--bc-alpha -1", "--bc-alpha -1.0: must be in"),
-    ],
-)
-def test_bad_input_of_the_bonus(arguments, expected, call, capsys):
-    with pytest.raises(SystemExit) as ended:
-        call("online_finetune_sac", arguments)
-    error = capsys.readouterr().err
-    assert ended.value.code == 2 and error.count("\n") == 1 and expected in error

@@ -44,7 +44,9 @@ CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("script", OPTIONS)
 def test_fifty_compiled_updates_give_the_eager_numbers(call, monkeypatch, script, device):
-    tolerances = {"cpu": {"rtol": 1e-3, "atol": 1e-4}, "cuda": {"rtol": 1e-2, "atol": 1e-3}}[device]  # CUDA: TF32
+    tolerances = {"cpu": {"rtol": 1e-3, "atol": 1e-4}, "cuda": {"rtol": 1e-2, "atol": 1e-3}}[
+        device
+    ]  # CUDA: TF32
     if device == "cpu" and (script in ("offline_pretrain_sac", "td3_bc") or os.environ.get("TEST_INDUCTOR")):
         if not shutil.which(os.environ.get("CXX", "g++")):
             pytest.skip("no C++ compiler")
@@ -54,7 +56,8 @@ def test_fifty_compiled_updates_give_the_eager_numbers(call, monkeypatch, script
     for compile in ("off", "on"):
         with inductor.patch(fallback_random=True):  # else compiled code has a random stream of its own
             out, _ = call(
-                script, f"{SMALL} {OPTIONS[script]} --device {device} --compile {compile} --runs-dir {compile}"
+                script,
+                f"{SMALL} {OPTIONS[script]} --device {device} --compile {compile} --runs-dir {compile}",
             )
         assert ("compiling" in out) == (compile == "on") and "eagerly" not in out
     (eager, losses), (compiled, compiled_losses) = result("off"), result("on")
@@ -65,4 +68,6 @@ def test_fifty_compiled_updates_give_the_eager_numbers(call, monkeypatch, script
     assert moved > 20 and len([name for name in losses if "loss/" in name]) >= 4
     for name in losses:  # the evaluation's episodes amplify the last digits
         if not name.split()[1].startswith("eval/"):
-            assert compiled_losses[name] == pytest.approx(losses[name], rel=tolerances["rtol"], abs=tolerances["atol"])
+            assert compiled_losses[name] == pytest.approx(
+                losses[name], rel=tolerances["rtol"], abs=tolerances["atol"]
+            )

@@ -20,7 +20,7 @@ from torch.func import grad_and_value
 import awac
 import iql
 import offline_pretrain_sac
-from test_sac import LOG_NORMAL_AT_0, Constant, Fixed, PlainMLP, make_batch, random_batch, same
+from first_house import LOG_NORMAL_AT_0, Constant, Fixed, PlainMLP, make_batch, random_batch, same
 
 BOTH = pytest.mark.parametrize("script", [iql, awac], ids=["iql", "awac"])
 NETWORKS = {iql: ("actor", "critic", "value", "target_critic"), awac: ("actor", "critic", "target_critic")}
@@ -127,13 +127,17 @@ def test_awac_critic_loss_by_hand():
         truncated=torch.tensor([[0.0, 0.0, 0.0, 1.0]]),
     )
     noise = torch.tensor([[[0.2], [9.0], [9.0], [-0.1]]])
-    grads, (loss, (metrics, q)) = gradient(awac.critic_loss, agent.critic, agent, batch, noise, awac.Args(gamma=0.5))
+    grads, (loss, (metrics, q)) = gradient(
+        awac.critic_loss, agent.critic, agent, batch, noise, awac.Args(gamma=0.5)
+    )
     # a' = 0.7, 1 (clipped), 1, 0.4; min Q' = min(7, 9), min(10, 15), -, min(4, 3)
     # y: 1 + 0.5 * 7 = 4.5; 1 + 0.5 * 10 = 6; 2 (terminated); 3 + 0.5 * 3 = 4.5 (truncated); mean 4.25
     # critic 1: (0.25 + 1 + 9 + 0.25) / 4; critic 2: (0.25 + 4 + 4 + 0.25) / 4
     assert metrics["q/target"].item() == pytest.approx(4.25) and metrics["q/data"].item() == 4.5
     assert loss.item() == pytest.approx(19 / 4) and q.tolist() == [[[5] * 4, [4] * 4]]
-    torch.testing.assert_close(grads["values.0"], torch.tensor([[[1.5], [-0.5]]]))  # 2 (5 - 4.25), 2 (4 - 4.25)
+    torch.testing.assert_close(
+        grads["values.0"], torch.tensor([[[1.5], [-0.5]]])
+    )  # 2 (5 - 4.25), 2 (4 - 4.25)
 
 
 # ---- policy losses by hand ----
@@ -182,7 +186,9 @@ def test_iql_policy_loss_by_hand(options, keep):
     The critics say s + 2 a and 1 more: of the policy's mean 4, 3, 2 for s = 3, 2, 1, of the data's actions 4, 1, 3.
     """
     agent = wide_agent(iql)
-    agent.target_critic = Fixed(lambda obs, action: torch.stack([obs + 2 * action, obs + 2 * action + 1], 1)[..., 0])
+    agent.target_critic = Fixed(
+        lambda obs, action: torch.stack([obs + 2 * action, obs + 2 * action + 1], 1)[..., 0]
+    )
     batch = make_batch(obs=torch.tensor([[[3.0], [2.0], [1.0]]]), action=ACTIONS)
     advantage = torch.tensor([[0.0, 1.0, 3.0]])
     args = iql.Args(beta=2.0, **options)
@@ -192,7 +198,9 @@ def test_iql_policy_loss_by_hand(options, keep):
 
 def test_iql_filter_by_the_policys_q_takes_the_minimum_over_the_critics():
     agent = wide_agent(iql)
-    agent.target_critic = Fixed(lambda obs, action: torch.stack([obs + 2 * action, obs + 2 * action + 1], 1)[..., 0])
+    agent.target_critic = Fixed(
+        lambda obs, action: torch.stack([obs + 2 * action, obs + 2 * action + 1], 1)[..., 0]
+    )
     batch = make_batch(obs=torch.tensor([[[3.0], [2.0], [1.0]]]), action=ACTIONS)
     args = iql.Args(q_filter_percentile=50, q_filter_actions="policy")
     _, (_, metrics) = gradient(iql.actor_loss, agent.actor, agent, batch, torch.zeros(1, 3), DATA_Q, args)
@@ -205,7 +213,9 @@ def test_iql_filter_has_the_environments_units():
     agent.reward_scale.fill_(0.5)
     args = iql.Args(q_filter_value=5.0)
     _, (_, metrics) = gradient(iql.actor_loss, agent.actor, agent, batch, torch.zeros(1, 3), DATA_Q, args)
-    assert metrics["filter/fraction"].item() == pytest.approx(2 / 3) and metrics["filter/threshold"].item() == 5
+    assert (
+        metrics["filter/fraction"].item() == pytest.approx(2 / 3) and metrics["filter/threshold"].item() == 5
+    )
     assert metrics["weight/effective_share"].item() == pytest.approx(1 / 3)
 
 
@@ -228,7 +238,9 @@ def test_awac_exp_is_clipped_and_softmax_is_not():
     q = torch.tensor([[1.0, 99.0, 1000.0]]).log()
     for kind, weight in (("exp", [1, 99, 100]), ("softmax", [3 / 1100, 297 / 1100, 3000 / 1100])):
         args = awac.Args(awac_weights=kind)
-        grads, (loss, metrics) = gradient(awac.actor_loss, agent.actor, agent, batch, q, torch.zeros(1, 3), args)
+        grads, (loss, metrics) = gradient(
+            awac.actor_loss, agent.actor, agent, batch, q, torch.zeros(1, 3), args
+        )
         check_policy_loss(grads, loss, metrics, [1, 1, 1], weight)
 
 
@@ -251,7 +263,9 @@ def test_awac_softmax_has_mean_1_and_knows_no_offset(double):
     other = torch.stack([q[0], 5 - 3 * q[1]])
     found = []
     for data_q in (q, q + 7, other):
-        grads, (_, metrics) = gradient(awac.actor_loss, agent.actor, agent, batch, data_q, policy_q, awac.Args())
+        grads, (_, metrics) = gradient(
+            awac.actor_loss, agent.actor, agent, batch, data_q, policy_q, awac.Args()
+        )
         torch.testing.assert_close(metrics["weight/mean"], torch.ones(2), rtol=1e-14, atol=0)
         found.append((metrics["loss/actor"], metrics["weight/effective_share"], *grads.values()))
     for plain, shifted, changed in zip(*found, strict=True):
@@ -270,7 +284,9 @@ def apart(script, **options):
     """An agent whose targets are not its critics, big steps."""
     agent = make_agent(script, num_critics=3)
     for network in (agent.critic, agent.target_critic):
-        network.mlp.layers[-1].weight.add_(0.5 * torch.randn(3, 8, 1, generator=torch.Generator().manual_seed(0)))
+        network.mlp.layers[-1].weight.add_(
+            0.5 * torch.randn(3, 8, 1, generator=torch.Generator().manual_seed(0))
+        )
     agent.target_critic.mlp.layers[-1].bias.add_(torch.tensor([0.3, 0.5, 0.1])[:, None, None])
     return agent, script.Args(critic_lr=0.1, tau=0.5, q_filter_percentile=25, **options)
 
@@ -333,7 +349,9 @@ def test_the_policy_loss_has_a_gradient_by_the_policy_alone(script, of):
     args = script.Args(q_filter_percentile=25, q_filter_actions=of)
     loss, _ = script.actor_loss(params, agent, batch, q, q + 1, args)
     grads = torch.autograd.grad(loss, list(agent.parameters()), allow_unused=True)
-    names = {name for (name, _), grad in zip(agent.named_parameters(), grads, strict=True) if grad is not None}
+    names = {
+        name for (name, _), grad in zip(agent.named_parameters(), grads, strict=True) if grad is not None
+    }
     assert names == {f"actor.{name}" for name in params}
 
 
@@ -359,7 +377,12 @@ def test_without_its_turn_the_policy_and_its_optimiser_stay(script):
         metrics = script.update(agent, random_batch(), args, turn)
         after = agent.state_dict()
         moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-        critics = {"critic", "critic_adam", "target_critic", *(["value", "value_adam"] if script is iql else [])}
+        critics = {
+            "critic",
+            "critic_adam",
+            "target_critic",
+            *(["value", "value_adam"] if script is iql else []),
+        }
         assert moved == critics | ({"actor", "actor_adam"} if turn else set())
         assert ("loss/actor" in metrics) == ("policy/std" in metrics) == ("weight/mean" in metrics) == turn
 
@@ -374,7 +397,9 @@ class Plain:
         count, layer_norm = agent.shape["num_critics"], agent.shape["layer_norm"]
 
         def critics(stack):
-            return [PlainMLP(5, 1, 8, layer_norm).copy_from(stack.mlp, seed * count + e) for e in range(count)]
+            return [
+                PlainMLP(5, 1, 8, layer_norm).copy_from(stack.mlp, seed * count + e) for e in range(count)
+            ]
 
         self.args, self.clipped, self.policy_steps = args, 0, 0
         self.critics, self.targets = critics(agent.critic), critics(agent.target_critic)
@@ -430,7 +455,9 @@ class PlainIQL(Plain):
             return
         if args.q_filter_actions == "policy":
             data_q = self.q(self.targets, obs, self.policy(obs).mean).min(0)[0].detach()
-        share = [1, 0.75, 0.25, 1, 1][self.policy_steps]  # (1 + cos(pi k / 3)) / 2 for k = 0, 1, 2, then constant
+        share = [1, 0.75, 0.25, 1, 1][
+            self.policy_steps
+        ]  # (1 + cos(pi k / 3)) / 2 for k = 0, 1, 2, then constant
         self.policy_step(obs, action, (args.beta * u.detach()).exp(), data_q, share * args.actor_lr)
 
 
@@ -438,7 +465,9 @@ class PlainAWAC(Plain):
     def update(self, batch, noise, policy_turn):
         obs, action, reward, next_obs, terminated, _ = batch
         args, q = self.args, self.q(self.critics, obs, action)
-        data_q, policy_q = (one.min(0)[0].detach() for one in (q, self.q(self.critics, obs, self.draw(obs, noise[1]))))
+        data_q, policy_q = (
+            one.min(0)[0].detach() for one in (q, self.q(self.critics, obs, self.draw(obs, noise[1])))
+        )
         next_q = self.q(self.targets, next_obs, self.draw(next_obs, noise[0])).min(0)[0].detach()
         self.critic_step(q, reward + args.gamma * (1 - terminated) * next_q)
         if policy_turn:
@@ -490,7 +519,11 @@ def test_update_equals_plain_pytorch(script, num_critics, layer_norm, options, d
         for seed, plain in enumerate(plains):
             plain.update([column[seed] for column in batch], noise[:, seed], turn)
     for seed, plain in enumerate(plains):
-        pairs = [(agent.critic, plain.critics), (agent.target_critic, plain.targets), (agent.actor, [plain.actor])]
+        pairs = [
+            (agent.critic, plain.critics),
+            (agent.target_critic, plain.targets),
+            (agent.actor, [plain.actor]),
+        ]
         pairs += [(agent.value, [plain.value])] if script is iql else []
         for ours, networks in pairs:
             for e, theirs in enumerate(networks):
@@ -510,13 +543,17 @@ def test_a_policy_learns_the_weighted_actions(script):
     """
     agent, size = make_agent(script, obs_dim=1, action_dim=1), 128
     sign = (torch.arange(size) % 2 * 2.0 - 1)[None]
-    batch = make_batch(size=size, obs_dim=1, action=sign[..., None] / 2, reward=sign, terminated=torch.ones(1, size))
+    batch = make_batch(
+        size=size, obs_dim=1, action=sign[..., None] / 2, reward=sign, terminated=torch.ones(1, size)
+    )
     options = {"beta": math.log(3) / 2} if script is iql else {"awac_lambda": 2 / math.log(3)}
     args = script.Args(actor_lr=1e-2, critic_lr=1e-2, tau=0.1, offline_steps=0, **options)
     torch.manual_seed(0)
     for _ in range(200):
         script.update(agent, batch, args, True)
-    assert agent.critic(batch.obs, batch.action)[0].amin(0).tolist() == pytest.approx(sign[0].tolist(), abs=0.02)
+    assert agent.critic(batch.obs, batch.action)[0].amin(0).tolist() == pytest.approx(
+        sign[0].tolist(), abs=0.02
+    )
     mean, log_std = agent.actor(batch.obs)
     assert mean.mean().item() == pytest.approx(0.25, abs=0.02)
     assert log_std.exp().item() ** 2 == pytest.approx(0.1875, abs=0.02)
@@ -562,7 +599,9 @@ def test_the_best_candidate_by_mean_q_is_executed(script):
     """Three critics with peaks at 0, 0.3 and 0.9 a dimension: their mean has it at 0.4, their minimum elsewhere."""
     agent, args, count = make_agent(script, obs_dim=1), script.Args(num_candidates=6, candidate_std=0.5), 300
     agent.actor = Constant([[[0.6, -0.2]]], [[[-1.0, 0.5]]])
-    agent.critic = Fixed(lambda obs, a: torch.stack([-(a - peak).square().sum(2) for peak in (0, 0.3, 0.9)], 1))
+    agent.critic = Fixed(
+        lambda obs, a: torch.stack([-(a - peak).square().sum(2) for peak in (0, 0.3, 0.9)], 1)
+    )
     torch.manual_seed(5)
     action, metrics = script.select_action(agent, torch.zeros(count, 1, 1), args)
     torch.manual_seed(5)
@@ -637,7 +676,9 @@ def test_actor_lr_in_a_run(arguments, expected, call, checkpoints, monkeypatch):
     monkeypatch.setattr(iql.Adam, "step", record)
     network = "" if "checkpoint" in arguments else "--hidden-dim 8 --dataset hopper/tiny-v0"
     call("iql", f"{SHORT} {network} --actor-lr 0.001 --critic-lr 0.002 {arguments.format(**checkpoints)}")
-    assert [lr / 0.001 for count, lr in used if count == 7] == pytest.approx(expected, rel=1e-5)  # log_std, 3 layers
+    assert [lr / 0.001 for count, lr in used if count == 7] == pytest.approx(
+        expected, rel=1e-5
+    )  # log_std, 3 layers
     assert {lr for count, lr in used if count == 6} == {0.002}
 
 
@@ -665,7 +706,9 @@ def test_annealing_moves_the_temperature(kind):
             _, (_, metrics) = gradient(awac.actor_loss, agent.actor, agent, batch, q, torch.zeros(1, 2), args)
             effective = (1 + factor) ** 2 / (2 * (1 + factor**2))
             assert metrics["weight/effective_share"].item() == pytest.approx(effective, rel=1e-4)
-            assert metrics["weight/mean"].item() == pytest.approx(1 if kind == "softmax" else (1 + factor) / 2)
+            assert metrics["weight/mean"].item() == pytest.approx(
+                1 if kind == "softmax" else (1 + factor) / 2
+            )
 
 
 @BOTH
@@ -769,19 +812,24 @@ def test_continuing_online_with_candidates_and_filter(script, call):
     state, metrics = saved(f"{name}-*-n5-qf25-from-{name}-*"), logged(f"{name}-*-n5-qf25-from-{name}-*")
     agent = state["agent"]
     assert agent["critic.mlp.layers.0.weight"].shape == (5, 14, 16)
-    assert moved(agent, before) == set(NETWORKS[script]) and (agent["actor.log_std"] != before["actor.log_std"]).all()
+    assert (
+        moved(agent, before) == set(NETWORKS[script])
+        and (agent["actor.log_std"] != before["actor.log_std"]).all()
+    )
     assert (state["gradient_step"], agent["critic_adam.t"], agent["actor_adam.t"]) == (60, 60, 60)
     assert list(metrics) == [("online", 20, 0), ("online", 60, 40)]
     last = metrics["online", 60, 40]
     check_metrics(script, last)
     assert last["candidates/distance"] > 0 and {"candidates/q_advantage", "filter/threshold"} <= last.keys()
-    assert last["filter/fraction"] == pytest.approx(0.25, abs=0.01) and last["replay/online_share"] == pytest.approx(
-        40 / 440
-    )
+    assert last["filter/fraction"] == pytest.approx(0.25, abs=0.01) and last[
+        "replay/online_share"
+    ] == pytest.approx(40 / 440)
 
 
 @BOTH
-@pytest.mark.parametrize("options, share, tag", [("--replay online", 1, "online"), ("--offline-ratio 0.25", 0.75, "")])
+@pytest.mark.parametrize(
+    "options, share, tag", [("--replay online", 1, "online"), ("--offline-ratio 0.25", 0.75, "")]
+)
 def test_continuing_online_with_the_other_replay_strategies(script, options, share, tag, call, checkpoints):
     name, own = script.__name__, checkpoints[script.__name__]
     call(name, f"{ONLINE} --checkpoint {own} {options}")
@@ -796,7 +844,10 @@ def test_continuing_online_with_the_other_replay_strategies(script, options, sha
 
 @BOTH
 def test_offline_and_online_in_one_run(script, call):
-    call(script.__name__, f"{OFFLINE} --online-steps 40 --q-filter-value 0 --q-filter-actions policy --layer-norm")
+    call(
+        script.__name__,
+        f"{OFFLINE} --online-steps 40 --q-filter-value 0 --q-filter-actions policy --layer-norm",
+    )
     metrics, state = logged(f"{script.__name__}-tiny-*"), saved(f"{script.__name__}-tiny-*")
     assert list(metrics) == [("offline", 0, 0), ("offline", 20, 0), ("online", 20, 0), ("online", 60, 40)]
     assert state["agent"]["critic_adam.t"] == state["agent"]["actor_adam.t"] == 60
@@ -844,7 +895,9 @@ def test_a_row_is_scaled_alike_offline_and_online():
     for numbers in (torch.arange(5)[None], torch.arange(5, 10)[None]):
         loss, metrics = iql.critic_loss(params, agent, table.batch(numbers), iql.Args())
         value = agent.value(torch.from_numpy(rows[None, :, 6:9])).numpy()
-        assert metrics["q/target"].item() == pytest.approx((7 * rows[:, 5] + 0.99 * value[0]).mean(), rel=1e-4)
+        assert metrics["q/target"].item() == pytest.approx(
+            (7 * rows[:, 5] + 0.99 * value[0]).mean(), rel=1e-4
+        )
         found.append(loss)
     assert found[0] == found[1]
 
@@ -865,7 +918,11 @@ def test_evaluations_are_in_the_environments_units(script, call):
             action = script.best_action(agent, obs)
             first += [agent.critic(obs, action).min().item() / scale] if discount == 1 else []
             obs, reward, terminated, truncated, _ = env.step(action[0, 0].numpy())
-            discounted, discount, done = discounted + discount * reward, 0.9 * discount, terminated or truncated
+            discounted, discount, done = (
+                discounted + discount * reward,
+                0.9 * discount,
+                terminated or truncated,
+            )
         returns.append(discounted)
     assert metrics["eval/first_q"] == pytest.approx(np.mean(first), rel=1e-4)
     assert metrics["eval/q_bias"] == pytest.approx(np.mean(first) - np.mean(returns), rel=1e-4)
@@ -883,7 +940,11 @@ GO_ON = "--offline-steps 0 --online-steps 9"
         ("iql", "--expectile 1", "--expectile 1.0: must be in [0.5, 1)"),
         ("iql", "--expectile 0.4", "--expectile 0.4: must be in [0.5, 1)"),
         ("iql", "--expectile nan", "--expectile nan: must be in [0.5, 1)"),
-        ("iql", "--expectile-end 1 --anneal linear --online-steps 9", "--expectile-end 1.0: must be in [0.5, 1)"),
+        (
+            "iql",
+            "--expectile-end 1 --anneal linear --online-steps 9",
+            "--expectile-end 1.0: must be in [0.5, 1)",
+        ),
         ("iql", "--expectile-end 0.9 --online-steps 9", "--expectile-end: needs --anneal abrupt or linear"),
         ("iql", "--anneal linear --online-steps 9", "--anneal linear: needs --expectile-end, where to"),
         ("iql", "--anneal abrupt --expectile-end 0.9", "--anneal abrupt: needs --online-steps"),
@@ -896,15 +957,31 @@ GO_ON = "--offline-steps 0 --online-steps 9"
             f"{GO_ON} --checkpoint {{iql}} --no-normalize-reward",
             "--no-normalize-reward: the checkpoint decides that",
         ),
-        ("iql", f"{GO_ON} --checkpoint {{iql}} --num-critics 5", "--num-critics 5: the checkpoint decides that"),
+        (
+            "iql",
+            f"{GO_ON} --checkpoint {{iql}} --num-critics 5",
+            "--num-critics 5: the checkpoint decides that",
+        ),
         ("iql", "--checkpoint {iql}", "is continued online; say --offline-steps 0"),
-        ("iql", f"{GO_ON}", "--checkpoint is missing: runs/Hopper-v4 has no finished offline run of the iql family"),
+        (
+            "iql",
+            f"{GO_ON}",
+            "--checkpoint is missing: runs/Hopper-v4 has no finished offline run of the iql family",
+        ),
         ("iql", "--offline-steps 0", "--online-steps 0: there is nothing to do"),
         ("iql", "--dataset {flat}", "have one return; say --no-normalize-reward"),
         ("awac", "--awac-lambda 0", "--awac-lambda 0.0: must be above 0"),
         ("awac", "--awac-lambda nan", "--awac-lambda nan: must be above 0"),
-        ("awac", "--awac-lambda-end 0 --anneal linear --online-steps 9", "--awac-lambda-end 0.0: must be above 0"),
-        ("awac", "--awac-lambda-end 2 --online-steps 9", "--awac-lambda-end: needs --anneal abrupt or linear"),
+        (
+            "awac",
+            "--awac-lambda-end 0 --anneal linear --online-steps 9",
+            "--awac-lambda-end 0.0: must be above 0",
+        ),
+        (
+            "awac",
+            "--awac-lambda-end 2 --online-steps 9",
+            "--awac-lambda-end: needs --anneal abrupt or linear",
+        ),
         ("awac", "--anneal linear --online-steps 9", "--anneal linear: needs --awac-lambda-end, where to"),
         ("awac", "--anneal abrupt --awac-lambda-end 2", "--anneal abrupt: needs --online-steps"),
         ("awac", f"{GO_ON} --checkpoint {{offline_pretrain_sac}}", "its algorithm is sac, here it is awac"),
@@ -917,7 +994,9 @@ def test_bad_input(script, arguments, expected, call, checkpoints, capsys):
         return sorted(str(p) for root in (Path(".."), checkpoints["flat"].parent) for p in root.rglob("*"))
 
     defaults = {"--offline-steps": "1", "--dataset": "hopper/tiny-v0"}
-    defaults = "" if GO_ON in arguments else " ".join(f"{k} {v}" for k, v in defaults.items() if k not in arguments)
+    defaults = (
+        "" if GO_ON in arguments else " ".join(f"{k} {v}" for k, v in defaults.items() if k not in arguments)
+    )
     before = files()
     with pytest.raises(SystemExit) as ended:
         call(script, f"{SHORT} {defaults} {arguments.format(**checkpoints)}")

@@ -33,7 +33,7 @@ import iql
 import o3f_select as o3f
 import offline_pretrain_sac
 import td3_bc
-from test_sac import Constant, Fixed, PlainMLP, make_batch, random_batch
+from first_house import Constant, Fixed, PlainMLP, make_batch, random_batch
 
 ROOT = Path(__file__).resolve().parents[1]
 NEVER = Fixed(lambda *inputs: pytest.fail("this network has no part in it"))
@@ -102,7 +102,9 @@ def test_the_candidate_with_the_highest_mean_over_the_critics_is_executed():
     agent, args = acting_agent(tilted, (0.0, -0.2, 0.3)), o3f.Args(candidate_std=0.2)
     noise = [[-1.0, 1.0, 2.5, 10.0], [3.5, 0.5, -0.5, -50.0], [1.5, -2.5, 9.0, -9.0]]
     start = torch.tensor([0.0, -0.2, 0.3]).view(3, 1, 1)
-    action, metrics = o3f.optimistic_action(agent, torch.zeros(3, 1, 1), start, torch.tensor(noise)[..., None], args)
+    action, metrics = o3f.optimistic_action(
+        agent, torch.zeros(3, 1, 1), start, torch.tensor(noise)[..., None], args
+    )
     torch.testing.assert_close(action.flatten(), torch.tensor([0.2, 0.5, 0.6]))
     # means of Q: 1.5 * (-0.1^2 + 0.3^2) = 0.12; 1.5 * (-0.2^2 + 0.5^2) = 0.315; 1.5 * (-0.3^2) = -0.135
     torch.testing.assert_close(metrics["candidates/q_advantage"], torch.tensor([0.12, 0.315, -0.135]))
@@ -119,7 +121,9 @@ def test_optimism_adds_the_critics_standard_deviation_to_the_score(optimism, bes
     agent = acting_agent(lambda a: torch.stack([a, -3 * a, a, -3 * a], 1))
     args, noise = o3f.Args(candidate_std=0.1, optimism=optimism), torch.tensor([[[-2.0], [1.0], [5.0]]])
     action, metrics = o3f.optimistic_action(agent, torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), noise, args)
-    assert action.item() == pytest.approx(best) and metrics["candidates/q_advantage"].item() == pytest.approx(-best)
+    assert action.item() == pytest.approx(best) and metrics["candidates/q_advantage"].item() == pytest.approx(
+        -best
+    )
     assert metrics["candidates/distance"].item() == pytest.approx(abs(best))
 
 
@@ -162,7 +166,9 @@ def test_more_candidates_come_nearer_to_the_peak():
     torch.manual_seed(0)
     agent, obs = acting_agent(peaked(*[0.3] * 400), (0.0,) * 400), torch.zeros(400, 1, 1)
     action, _ = o3f.select_action(agent, obs, o3f.Args(num_candidates=1))
-    assert action.mean().item() == pytest.approx(0, abs=0.03) and action.std().item() == pytest.approx(0.2, rel=0.1)
+    assert action.mean().item() == pytest.approx(0, abs=0.03) and action.std().item() == pytest.approx(
+        0.2, rel=0.1
+    )
     action, metrics = o3f.select_action(agent, obs, o3f.Args())
     assert action.shape == (400, 1, 1) and action.mean().item() == pytest.approx(0.3, abs=0.01)
     assert action.std().item() < 0.03 and metrics["candidates/q_advantage"].min() > 0.05  # of at most 0.3^2
@@ -171,7 +177,9 @@ def test_more_candidates_come_nearer_to_the_peak():
 @pytest.mark.parametrize("sign", [1, -1])
 def test_candidates_stay_in_the_bounds(sign):
     agent = acting_agent(lambda a: sign * a[:, None], (0.9 * sign,))
-    action, metrics = o3f.select_action(agent, torch.zeros(1, 1, 1), o3f.Args(num_candidates=50, candidate_std=100.0))
+    action, metrics = o3f.select_action(
+        agent, torch.zeros(1, 1, 1), o3f.Args(num_candidates=50, candidate_std=100.0)
+    )
     assert action.item() == sign and metrics["candidates/distance"].item() == pytest.approx(0.1)
 
 
@@ -180,7 +188,9 @@ def test_candidates_are_each_seeds_own():
     found = []
     for tops, policy in (((0.3, 0.3), (0.0, 0.0)), ((0.3, -0.4), (0.0, 0.1))):
         torch.manual_seed(0)
-        action, metrics = o3f.select_action(acting_agent(peaked(*tops), policy), torch.zeros(2, 1, 1), o3f.Args())
+        action, metrics = o3f.select_action(
+            acting_agent(peaked(*tops), policy), torch.zeros(2, 1, 1), o3f.Args()
+        )
         found.append(torch.stack([action[:, 0, 0], *metrics.values()], 1))
     assert torch.equal(found[0][0], found[1][0]) and not torch.isclose(found[0], found[1])[1].any()
     assert found[0][0, 0] != found[0][1, 0]  # one Q, one policy
@@ -192,7 +202,8 @@ def test_evaluations_execute_the_target_decoders_action_of_the_policys_latent():
     agent.target_decoder.mlp.layers[-1].bias.add_(0.2)
     expected = agent.target_decoder(obs, 2 * agent.actor.mlp(obs).tanh())
     assert (
-        torch.equal(o3f.best_action(agent, obs), expected.clamp(-1, 1)) and (expected.abs() < 1).double().mean() > 0.9
+        torch.equal(o3f.best_action(agent, obs), expected.clamp(-1, 1))
+        and (expected.abs() < 1).double().mean() > 0.9
     )
     agent.target_decoder.mlp.layers[-1].bias.add_(torch.tensor([[[5.0, -5.0]]] * 2))
     assert o3f.best_action(agent, obs).unique(dim=1).tolist() == [[[1, -1]]] * 2
@@ -260,7 +271,9 @@ def test_value_loss_by_hand():
     agent.value_max.fill_(5)
     batch = make_batch(obs=torch.tensor([[[1.9], [0.5], [-1.0]]]), reward=torch.full((1, 3), 50.0))
     noise = torch.tensor([[[10.0, 0], [-1.0, 0], [0.0, 0]]])
-    grads, (loss, (metrics, value)) = gradient(o3f.value_loss, agent.value, agent, batch, noise, torch.tensor([[1, 0]]))
+    grads, (loss, (metrics, value)) = gradient(
+        o3f.value_loss, agent.value, agent, batch, noise, torch.tensor([[1, 0]])
+    )
     assert loss.item() == metrics["loss/value"].item() == pytest.approx((3**2 + 0.8**2 + 3**2) / 3)
     torch.testing.assert_close(grads["values"], torch.tensor([[-2.0, 1.6 / 3, 2.0]]))  # 2 (V - y) / 3
     assert value.tolist() == [[2, 2, 2]] and metrics["q/value"].item() == 2
@@ -293,7 +306,9 @@ def test_vae_loss_by_hand(beta):
     # weights 0.9, 0.1 and, as 0 is not above 0, 0.1
     expected = (0.9 * (4 + beta * kl) + 0.1 * (0 + beta * kl) + 0.1 * (1 + beta * kl)) / 3
     assert loss.item() == metrics["loss/vae"].item() == pytest.approx(expected)
-    assert metrics["vae/error"].item() == pytest.approx(5 / 3) and metrics["vae/kl"].item() == pytest.approx(kl)
+    assert metrics["vae/error"].item() == pytest.approx(5 / 3) and metrics["vae/kl"].item() == pytest.approx(
+        kl
+    )
     assert metrics["weight/positive_share"].item() == pytest.approx(1 / 3)
     # by the decoder's bias: w 2 (D - a) / std, 0.9 * 4, 0, 0.1 * 2; by the encoder's: w beta (mu, sigma^2 - 1)
     assert grads["decoder.mlp.layers.2.bias"].item() == pytest.approx(3.8 / 3)
@@ -307,7 +322,9 @@ def test_the_kl_divergence_is_torch_distributions(double):
     agent.vae.encoder.layers[-1].weight *= 10
     _, mean, log_std = agent.vae(batch.obs, batch.action, noise)
     assert 0.5 < log_std.abs().max() < 4
-    expected = kl_divergence(Normal(mean, log_std.exp()), Normal(torch.zeros(()), torch.ones(()))).sum(2).mean(1)
+    expected = (
+        kl_divergence(Normal(mean, log_std.exp()), Normal(torch.zeros(()), torch.ones(()))).sum(2).mean(1)
+    )
     _, (_, metrics) = gradient(o3f.vae_loss, agent.vae, agent, batch, noise, torch.ones(2, 16), o3f.Args())
     torch.testing.assert_close(metrics["vae/kl"], expected)
 
@@ -319,7 +336,9 @@ def test_the_decoder_sees_mean_plus_std_times_noise_and_speaks_in_units_of_the_d
     agent.vae.decoder.mlp = Fixed(lambda x: seen.append(x) or mlp(x))
     decoded, mean, log_std = agent.vae(batch.obs, batch.action, noise)
     torch.testing.assert_close(seen[0], torch.cat([batch.obs, mean + log_std.exp() * noise], 2))
-    torch.testing.assert_close(decoded, torch.tensor([0.7, 0.2]) + torch.tensor([0.201, 0.401]) * mlp(seen[0]))
+    torch.testing.assert_close(
+        decoded, torch.tensor([0.7, 0.2]) + torch.tensor([0.201, 0.401]) * mlp(seen[0])
+    )
 
 
 def test_which_rows_get_the_large_weight():
@@ -342,7 +361,9 @@ def test_which_rows_get_the_large_weight():
     args = o3f.Args(gamma=0.9, critic_lr=0.0, tau=0.0)
     metrics = o3f.update(agent, batch, args, True)
     assert metrics["weight/positive_share"].item() == 0.5
-    assert 6 * metrics["loss/vae"].item() == pytest.approx(0.9 + 0.01 + 0.001 + 0.0009 + 0.00001 + 0.000009, abs=1e-7)
+    assert 6 * metrics["loss/vae"].item() == pytest.approx(
+        0.9 + 0.01 + 0.001 + 0.0009 + 0.00001 + 0.000009, abs=1e-7
+    )
 
 
 def filtered_policy(**options):
@@ -351,9 +372,18 @@ def filtered_policy(**options):
     The mean is 5 / 3 * s a - 1: -1, 1.5, 4; the minimum s a - 3: -3, -1.5, 0.
     """
     agent = make_agent(obs_dim=1, action_dim=1, num_critics=3)
-    agent.actor, agent.vae, agent.target_actor, agent.target_critic = Rows([[[0.5, -0.5]] * 3]), NEVER, NEVER, NEVER
-    agent.target_decoder = Fixed(lambda obs, latent: (latent * torch.tensor([1.0, -2.0])).sum(2, keepdim=True))
-    agent.critic = Fixed(lambda obs, action: torch.cat([obs * action, 3 * obs * action, obs * action - 3], 2).mT)
+    agent.actor, agent.vae, agent.target_actor, agent.target_critic = (
+        Rows([[[0.5, -0.5]] * 3]),
+        NEVER,
+        NEVER,
+        NEVER,
+    )
+    agent.target_decoder = Fixed(
+        lambda obs, latent: (latent * torch.tensor([1.0, -2.0])).sum(2, keepdim=True)
+    )
+    agent.critic = Fixed(
+        lambda obs, action: torch.cat([obs * action, 3 * obs * action, obs * action - 3], 2).mT
+    )
     batch, data_q = make_batch(obs=torch.tensor([[[0.0], [1.0], [2.0]]])), torch.tensor([[9.0, 4.0, 1.0]])
     return gradient(o3f.actor_loss, agent.actor, agent, batch, o3f.Args(**options), data_q)
 
@@ -365,7 +395,10 @@ def filtered_policy(**options):
         ({"q_filter_percentile": 50}, [1, 1, 0]),  # the data's Q is 9, 4, 1
         ({"q_filter_percentile": 50, "q_filter_weight": 0.2}, [1, 1, 0.2]),
         ({"q_filter_value": 4.5}, [1, 0, 0]),
-        ({"q_filter_value": -1.6, "q_filter_actions": "policy"}, [0, 1, 1]),  # the policy's minimum is -3, -1.5, 0
+        (
+            {"q_filter_value": -1.6, "q_filter_actions": "policy"},
+            [0, 1, 1],
+        ),  # the policy's minimum is -3, -1.5, 0
         ({"q_filter_percentile": 100 / 3, "q_filter_actions": "policy"}, [0, 1, 1]),  # the threshold is -2
         ({"q_filter_value": 1e9}, [0, 0, 0]),
     ],
@@ -420,7 +453,9 @@ def test_the_values_target_is_the_minimum_over_the_subset():
     torch.manual_seed(0)
     for size in (1, 2, 4, 5):
         args = o3f.Args(subset_size=size, critic_lr=0.0, tau=0.0)
-        found[size] = {o3f.update(agent, batch, args, False)["loss/value"].sqrt().round().item() for _ in range(30)}
+        found[size] = {
+            o3f.update(agent, batch, args, False)["loss/value"].sqrt().round().item() for _ in range(30)
+        }
     assert found == {1: {1, 2, 3, 4, 5}, 2: {1, 2, 3, 4}, 4: {1, 2}, 5: {1}}
 
 
@@ -477,10 +512,14 @@ class PlainLAPO:
         self.critics, self.targets = critics(agent.critic), critics(agent.target_critic)
         self.value, self.encoder = plain(agent.value.mlp, 3, 1), plain(agent.vae.encoder, 5, 8)
         self.actor, self.target_actor = plain(agent.actor.mlp, 3, 4), plain(agent.target_actor.mlp, 3, 4)
-        self.decoder, self.target_decoder = (plain(d.mlp, 7, 2) for d in (agent.vae.decoder, agent.target_decoder))
+        self.decoder, self.target_decoder = (
+            plain(d.mlp, 7, 2) for d in (agent.vae.decoder, agent.target_decoder)
+        )
         self.critic_adam = torch.optim.Adam([p for c in self.critics for p in c.parameters()], args.critic_lr)
         self.value_adam = torch.optim.Adam(self.value.parameters(), args.critic_lr)
-        self.vae_adam = torch.optim.Adam([*self.encoder.parameters(), *self.decoder.parameters()], args.actor_lr)
+        self.vae_adam = torch.optim.Adam(
+            [*self.encoder.parameters(), *self.decoder.parameters()], args.actor_lr
+        )
         self.actor_adam = torch.optim.Adam(self.actor.parameters(), args.actor_lr)
         self.shares = {"bounded": [], "positive": [], "clamped": []}
 
@@ -503,7 +542,9 @@ class PlainLAPO:
 
     @torch.no_grad()
     def target_q(self, obs, noise, subset):
-        return self.q([self.targets[e] for e in subset], obs, self.act(self.target_actor, obs, noise)).min(0)[0]
+        return self.q([self.targets[e] for e in subset], obs, self.act(self.target_actor, obs, noise)).min(0)[
+            0
+        ]
 
     def update(self, batch, noise, subset, policy_turn):
         obs, action, reward, next_obs, terminated, _ = batch
@@ -547,9 +588,16 @@ class PlainLAPO:
 def test_update_equals_plain_pytorch(num_critics, layer_norm, options, double):
     """Two stacked seeds, a policy's turn in every second update; steep networks, so that bounds and clamps bite."""
     rates = {"actor_lr": 1e-2, "critic_lr": 2e-2, "tau": 0.1, "gamma": 0.9}
-    agent, args = make_agent((1, 2), num_critics=num_critics, layer_norm=layer_norm), o3f.Args(**rates, **options)
+    agent, args = (
+        make_agent((1, 2), num_critics=num_critics, layer_norm=layer_norm),
+        o3f.Args(**rates, **options),
+    )
     torch.manual_seed(0)
-    for network in (agent.target_actor, agent.target_decoder, agent.target_critic):  # apart from what they follow
+    for network in (
+        agent.target_actor,
+        agent.target_decoder,
+        agent.target_critic,
+    ):  # apart from what they follow
         for p in network.parameters():
             p.add_(0.2 * torch.randn_like(p))
     agent.vae.encoder.layers[-1].weight.mul_(60)
@@ -568,7 +616,10 @@ def test_update_equals_plain_pytorch(num_critics, layer_norm, options, double):
         noise, uniform, drawn = torch.randn(2, 2, 16, 4), torch.rand(2, num_critics), torch.get_rng_state()
         torch.manual_seed(i)
         metrics = o3f.update(agent, batch, args, turn)
-        assert torch.equal(torch.get_rng_state(), drawn) and ("loss/actor" in metrics) == ("vae/kl" in metrics) == turn
+        assert (
+            torch.equal(torch.get_rng_state(), drawn)
+            and ("loss/actor" in metrics) == ("vae/kl" in metrics) == turn
+        )
         for seed, plain in enumerate(plains):
             subset = uniform[seed].argsort(descending=True)[: args.subset_size].tolist()
             plain.update([column[seed] for column in batch], noise[:, seed], subset, turn)
@@ -576,13 +627,18 @@ def test_update_equals_plain_pytorch(num_critics, layer_norm, options, double):
         pairs = [(agent.critic.mlp, plain.critics), (agent.target_critic.mlp, plain.targets)]
         pairs += [(agent.value.mlp, [plain.value]), (agent.vae.encoder, [plain.encoder])]
         pairs += [(agent.actor.mlp, [plain.actor]), (agent.target_actor.mlp, [plain.target_actor])]
-        pairs += [(agent.vae.decoder.mlp, [plain.decoder]), (agent.target_decoder.mlp, [plain.target_decoder])]
+        pairs += [
+            (agent.vae.decoder.mlp, [plain.decoder]),
+            (agent.target_decoder.mlp, [plain.target_decoder]),
+        ]
         for ours, networks in pairs:
             for e, theirs in enumerate(networks):
                 mine = copy.deepcopy(theirs).copy_from(ours, seed * len(networks) + e)
                 torch.testing.assert_close(mine.flat(), theirs.flat(), rtol=1e-8, atol=1e-10)
     for name in ("bounded", "positive", "clamped"):
-        assert 0.05 < torch.cat([one for plain in plains for one in plain.shares[name]]).double().mean() < 0.95, name
+        assert (
+            0.05 < torch.cat([one for plain in plains for one in plain.shares[name]]).double().mean() < 0.95
+        ), name
     assert (agent.critic_adam.t, agent.value_adam.t, agent.vae_adam.t, agent.actor_adam.t) == (6, 6, 3, 3)
 
 
@@ -607,7 +663,10 @@ def test_decoder_and_policy_move_on_their_turn_only():
 @pytest.mark.parametrize(
     "options, still",
     [
-        ({"critic_lr": 0.0, "tau": 0.0}, {"critic", "value", "target_critic", "target_actor", "target_decoder"}),
+        (
+            {"critic_lr": 0.0, "tau": 0.0},
+            {"critic", "value", "target_critic", "target_actor", "target_decoder"},
+        ),
         ({"actor_lr": 0.0}, POLICY_SIDE),
         ({"tau": 0.0}, {"target_critic", "target_actor", "target_decoder"}),
     ],
@@ -634,7 +693,11 @@ def test_the_vaes_loss_does_not_reach_the_policy_nor_the_policys_the_vae():
     Nothing else differs by a bit, until the targets that followed enter the next losses.
     """
     assert moved(after_updates(2), after_updates(2, kl_weight=7.0)) == {"vae", "vae_adam", "target_decoder"}
-    assert moved(after_updates(1), after_updates(1, q_filter_percentile=50)) == {"actor", "actor_adam", "target_actor"}
+    assert moved(after_updates(1), after_updates(1, q_filter_percentile=50)) == {
+        "actor",
+        "actor_adam",
+        "target_actor",
+    }
 
 
 def test_lapo_learns_the_better_of_the_datas_actions():
@@ -686,7 +749,11 @@ def logged(pattern, env="Hopper-v4", seed=1):
 
 
 def counts(state):
-    return {name.removesuffix("_adam.t"): t.item() for name, t in state["agent"].items() if name.endswith("adam.t")}
+    return {
+        name.removesuffix("_adam.t"): t.item()
+        for name, t in state["agent"].items()
+        if name.endswith("adam.t")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -727,7 +794,11 @@ def test_pretraining_moves_every_network_and_sets_the_scales(call):
     episodes = list(minari.load_dataset("hopper/tiny-v0").iterate_episodes())
     action, reward = (np.concatenate([getattr(e, name) for e in episodes]) for name in ("actions", "rewards"))
     largest = np.abs(reward).max()
-    expected = 1 / largest, 100 * reward.min() / largest, 100 * reward.max() / largest  # 1 / (1 - gamma) = 100
+    expected = (
+        1 / largest,
+        100 * reward.min() / largest,
+        100 * reward.max() / largest,
+    )  # 1 / (1 - gamma) = 100
     for name, value in zip(SCALES, (*expected, *[action.mean(0), action.std(0) + 1e-3] * 2), strict=True):
         np.testing.assert_allclose(agent[name].numpy().squeeze(), value, rtol=1e-4, atol=1e-6)
 
@@ -800,16 +871,27 @@ def test_the_executed_action_is_what_enters_the_replay(call, checkpoints, monkey
 def test_continuing_online(call, checkpoints):
     """30 steps of 4 updates, 2 of them with decoder and policy; the scales stay."""
     before = torch.load(checkpoints["o3f_select"] / "seed1/checkpoint.pt", weights_only=True)["agent"]
-    call("o3f_select", f"{ONLINE} --checkpoint {checkpoints['o3f_select']} --num-candidates 5 --q-filter-percentile 25")
+    call(
+        "o3f_select",
+        f"{ONLINE} --checkpoint {checkpoints['o3f_select']} --num-candidates 5 --q-filter-percentile 25",
+    )
     state, metrics = saved("o3f_select-*"), logged("o3f_select-*")
-    assert counts(state) == {"critic": 140, "value": 140, "vae": 80, "actor": 80} and state["gradient_step"] == 140
+    assert (
+        counts(state) == {"critic": 140, "value": 140, "vae": 80, "actor": 80}
+        and state["gradient_step"] == 140
+    )
     weights = [name for name in before if name.endswith("weight")]
     assert not any(torch.equal(before[name], state["agent"][name]) for name in weights)
     assert all(torch.equal(before[name], state["agent"][name]) for name in SCALES)
     assert list(metrics) == [("online", 20, 0), ("online", 140, 30)]
     last = metrics["online", 140, 30]
     check_metrics(last)
-    assert last.keys() >= {"candidates/q_advantage", "candidates/distance", "collect/return", "filter/threshold"}
+    assert last.keys() >= {
+        "candidates/q_advantage",
+        "candidates/distance",
+        "collect/return",
+        "filter/threshold",
+    }
     assert last["replay/online_share"] == pytest.approx(30 / 430)
     assert "collect/return" not in metrics["online", 20, 0]
 
@@ -825,8 +907,12 @@ def test_the_policys_own_action_and_one_noisy_draw(number, call, checkpoints, mo
     if number == 0:
         assert not difference.any() and not any(name.startswith("candidates") for name in last)
     else:  # 180 draws of N(0, 0.2^2), hardly any of them clipped
-        assert difference.std() == pytest.approx(0.2, rel=0.2) and difference.mean() == pytest.approx(0, abs=0.05)
-        assert last["candidates/distance"] == pytest.approx(np.linalg.norm(difference, axis=2).mean(), rel=1e-4)
+        assert difference.std() == pytest.approx(0.2, rel=0.2) and difference.mean() == pytest.approx(
+            0, abs=0.05
+        )
+        assert last["candidates/distance"] == pytest.approx(
+            np.linalg.norm(difference, axis=2).mean(), rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("options, share", [("--replay online", 1), ("--offline-ratio 0.25", 0.75)])
@@ -840,7 +926,9 @@ def test_the_other_replay_strategies(options, share, call, checkpoints):
 
 def test_offline_and_online_in_one_run(call):
     """20 updates with a policy's turn in every fifth, then 12 steps of 6 with a turn in every second."""
-    options = "--policy-delay 5 --online-steps 12 --updates-per-step 6 --policy-updates-per-step 3 --num-critics 3"
+    options = (
+        "--policy-delay 5 --online-steps 12 --updates-per-step 6 --policy-updates-per-step 3 --num-critics 3"
+    )
     call("o3f_select", f"{OFFLINE} {options} --subset-size 3 --layer-norm --warmup-steps 2")
     state, metrics = saved("o3f_select-tiny-*"), logged("o3f_select-tiny-*")
     assert counts(state) == {"critic": 20 + 60, "value": 20 + 60, "vae": 4 + 30, "actor": 4 + 30}
@@ -918,7 +1006,10 @@ def test_another_familys_checkpoint_is_refused_and_the_command_that_is_named_wor
         ("--candidate-std -0.1", "--candidate-std -0.1: must be in [0, "),
         ("--optimism nan", "--optimism nan: must be in [-1000000000.0, 1e+09]"),
         ("--checkpoint {o3f_select}", "is continued online; say --offline-steps 0 and --online-steps"),
-        (f"{GO_ON} --checkpoint {{o3f_select}} --num-critics 2", "--num-critics 2: the checkpoint decides that"),
+        (
+            f"{GO_ON} --checkpoint {{o3f_select}} --num-critics 2",
+            "--num-critics 2: the checkpoint decides that",
+        ),
         (f"{GO_ON} --checkpoint {{o3f_select}} --gamma 0.9", "its gamma is 0.99, here it is 0.9"),
         (f"{GO_ON} --checkpoint {{text}}", "is no checkpoint of these scripts"),
         (GO_ON, "--checkpoint is missing: runs/Hopper-v4 has no finished offline run of the lapo family"),
@@ -934,7 +1025,9 @@ def test_bad_input(arguments, expected, call, checkpoints, capsys, tmp_path):
             file[key] = np.zeros(shape)
     files = {"text": tmp_path / "text", "zeros": tmp_path / "zeros.hdf5"}
     defaults = {"--offline-steps": "1", "--dataset": "hopper/tiny-v0"}
-    defaults = "" if GO_ON in arguments else " ".join(f"{k} {v}" for k, v in defaults.items() if k not in arguments)
+    defaults = (
+        "" if GO_ON in arguments else " ".join(f"{k} {v}" for k, v in defaults.items() if k not in arguments)
+    )
     assert expected in refusal(call, capsys, f"{SHORT} {defaults} {arguments}".format(**checkpoints, **files))
 
 
@@ -1036,7 +1129,9 @@ def test_a_recorded_goal_dataset_is_read_as_gymnasium_flattens_it(reach, minari_
     for i, column in ((1, action), (2, reward), (4, terminated), (5, truncated & ~terminated)):
         np.testing.assert_array_equal(columns[i], column)
     assert columns[4].sum() + columns[5].sum() == 40 and 0 < columns[4].sum() == columns[2].sum() < 40
-    dataset = o3f.load_dataset(o3f.Args(env=ENV, dataset="reach/tiny-v0"), 8, *[np.full(2, x) for x in (-2.0, 2.0)])
+    dataset = o3f.load_dataset(
+        o3f.Args(env=ENV, dataset="reach/tiny-v0"), 8, *[np.full(2, x) for x in (-2.0, 2.0)]
+    )
     np.testing.assert_array_equal(dataset.rows[:, :8], columns[0].astype(np.float32))
     np.testing.assert_array_equal(dataset.rows[:, 8:10], columns[1] / 2)
     assert dataset.returns.tolist() == [steps[-1][1] for _, steps in episodes]
@@ -1058,10 +1153,14 @@ def test_iql_trains_on_a_goal_environment(reach, call):
     call("iql", f"{options} --offline-steps 4 --online-steps 12 --num-candidates 3")
     state, metrics = saved("iql-tiny-*", ENV), logged("iql-tiny-*", ENV)
     assert state["shape"]["obs_dim"] == 8 and state["gradient_step"] == state["agent"]["critic_adam.t"] == 16
-    assert 0 <= metrics["online", 16, 12]["collect/return"] <= 1 and metrics["online", 16, 12]["loss/critic"] > 0
+    assert (
+        0 <= metrics["online", 16, 12]["collect/return"] <= 1 and metrics["online", 16, 12]["loss/critic"] > 0
+    )
 
 
-def test_o3f_trains_on_a_goal_environment_and_the_next_command_works_in_a_new_process(reach, call, monkeypatch):
+def test_o3f_trains_on_a_goal_environment_and_the_next_command_works_in_a_new_process(
+    reach, call, monkeypatch
+):
     """An id with its module's name stays whole in folder, config and the printed command."""
     watch = Watch(monkeypatch, seeds=1)
     options = f"{SHORT} --eval-episodes 2 --env {ENV} --dataset reach/tiny-v0 --hidden-dim 8"
@@ -1070,7 +1169,9 @@ def test_o3f_trains_on_a_goal_environment_and_the_next_command_works_in_a_new_pr
     assert state["env"] == ENV and state["shape"]["obs_dim"] == 8 and counts(state)["critic"] == 4 + 24
     rows = watch.rows()  # (achieved goal, desired goal, last place, place)
     np.testing.assert_array_equal(rows["obs"][0, :, :2], rows["obs"][0, :, 6:])
-    np.testing.assert_allclose(rows["next_obs"][0, :, 6:], rows["obs"][0, :, 6:] + rows["action"][0] / 2, atol=1e-6)
+    np.testing.assert_allclose(
+        rows["next_obs"][0, :, 6:], rows["obs"][0, :, 6:] + rows["action"][0] / 2, atol=1e-6
+    )
     near = np.linalg.norm(rows["next_obs"][0, :, 6:] - rows["obs"][0, :, 2:4], axis=1) < 0.5
     np.testing.assert_array_equal(rows["reward"][0, :, 0], near)
     np.testing.assert_array_equal(rows["terminated"][0, :, 0], near)

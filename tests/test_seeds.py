@@ -6,11 +6,16 @@ from dataclasses import fields
 import pytest
 import torch
 
-from test_sac import random_batch, same, seed_slices
+from first_house import random_batch, same, seed_slices
 
 SCRIPTS = ["sac_scratch", "offline_pretrain_sac", "online_finetune_sac", "cql_sac", "td3_bc", "td3_c"]
 SCRIPTS += ["iql", "awac", "o3f_select"]
-FAST = {"q_filter_percentile": 25, "epsilon": 1e-3, "actor_lr": 1e-2, "critic_lr": 1e-2}  # every step seen in float32
+FAST = {
+    "q_filter_percentile": 25,
+    "epsilon": 1e-3,
+    "actor_lr": 1e-2,
+    "critic_lr": 1e-2,
+}  # every step seen in float32
 
 
 def make(script, seeds, **options):
@@ -37,7 +42,11 @@ def test_seeds_do_not_touch_each_other(name):
             script.update(agent, batch, args, True)
         states.append(seed_slices(agent, 3))
     assert same(states[0][0], states[1][0]) and same(states[0][2], states[1][2])
-    changed = {tensor_name for tensor_name, t in states[0][1].items() if not torch.equal(t, states[1][1][tensor_name])}
+    changed = {
+        tensor_name
+        for tensor_name, t in states[0][1].items()
+        if not torch.equal(t, states[1][1][tensor_name])
+    }
     idle = {"cql_alpha_adam.m.0", "cql_alpha_adam.v.0"}  # without --cql-threshold
     assert changed == states[0][1].keys() - idle
 

@@ -19,7 +19,7 @@ from torch.func import grad_and_value
 
 import td3_bc
 import td3_c
-from test_sac import Constant, Fixed, make_batch, random_batch, same
+from first_house import Constant, Fixed, make_batch, random_batch, same
 
 NETWORKS = ("actor", "critic", "target_actor", "target_critic")
 BOTH = pytest.mark.parametrize("script", [td3_bc, td3_c], ids=["td3_bc", "td3_c"])
@@ -55,7 +55,9 @@ def policy_gradient(script, agent, batch, data_q=None, **options):
     """(gradients by parameter, (loss, metrics)) of the policy's loss."""
     data_q = batch.reward if data_q is None else data_q
     params = dict(agent.actor.named_parameters())
-    return grad_and_value(script.actor_loss, has_aux=True)(params, agent, batch, script.Args(**options), data_q)
+    return grad_and_value(script.actor_loss, has_aux=True)(
+        params, agent, batch, script.Args(**options), data_q
+    )
 
 
 def flat(grads):
@@ -106,7 +108,11 @@ def three_rows(script):
     agent = make_agent(script, obs_dim=1)
     agent.actor, agent.critic.mlp = Always([[[0.5, -0.5]]]), Slopes([2.0, 1.0, 2.0], [9.0, 9.0, 9.0])
     action = torch.tensor([[[0.5, -0.5], [0.5, 0.5], [-0.5, -1.0]]])
-    return agent, make_batch(obs=torch.tensor([[[-1.0], [1.0], [2.0]]]), action=action), torch.tensor([[1.0, 2.0, 3.0]])
+    return (
+        agent,
+        make_batch(obs=torch.tensor([[[-1.0], [1.0], [2.0]]]), action=action),
+        torch.tensor([[1.0, 2.0, 3.0]]),
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,13 +155,18 @@ def test_td3_c_policy_loss_by_hand(options, loss, gradient):
 
 
 @BOTH
-@pytest.mark.parametrize("clip, gradient", [(True, [[1.0, 0.5], [-1.0, -0.5]]), (False, [[3.0, 0.5], [-3.0, -0.5]])])
+@pytest.mark.parametrize(
+    "clip, gradient", [(True, [[1.0, 0.5], [-1.0, -0.5]]), (False, [[3.0, 0.5], [-3.0, -0.5]])]
+)
 def test_clip_dqda_clips_each_component_and_leaves_the_value(script, clip, gradient):
     """Q_1 = s (3 a_1 + 0.5 a_2) with s = 1, -1: by the first critic, whatever the second says."""
     agent = make_agent(script, obs_dim=1)
     agent.critic.mlp = Slopes([0.0, 3.0, 0.5], [0.0, -7.0, -7.0])
     agent.critic.mlp.forward = lambda x: (x * agent.critic.mlp.slope).sum(2, keepdim=True) * x[..., :1]
-    obs, action = torch.tensor([[[1.0], [-1.0]]]), torch.tensor([[[0.2, 0.4], [0.2, 0.4]]], requires_grad=True)
+    obs, action = (
+        torch.tensor([[[1.0], [-1.0]]]),
+        torch.tensor([[[0.2, 0.4], [0.2, 0.4]]], requires_grad=True),
+    )
     q = script.policy_q(agent, obs, action, script.Args(clip_dqda=clip))
     torch.testing.assert_close(q, torch.tensor([[0.8, -0.8]]))
     q.sum().backward()
@@ -176,7 +187,10 @@ class PlainMLP(nn.Module):
         for plain, layer in zip(self.linear, mlp.layers, strict=True):
             plain.weight.data, plain.bias.data = layer.weight[index].T.clone(), layer.bias[index, 0].clone()
         if self.norm:
-            self.norm.weight.data, self.norm.bias.data = mlp.scale[index, 0].clone(), mlp.shift[index, 0].clone()
+            self.norm.weight.data, self.norm.bias.data = (
+                mlp.scale[index, 0].clone(),
+                mlp.shift[index, 0].clone(),
+            )
 
     def forward(self, x):
         x = self.linear[0]((x - self.mean) / self.std)
@@ -231,7 +245,9 @@ class PlainTD3:
         if not policy_turn:
             return
         self.step(self.actor_adam, self.policy_loss(obs, action, data_q))
-        for target, online in zip([*self.targets, self.target_actor], [*self.critics, self.actor], strict=True):
+        for target, online in zip(
+            [*self.targets, self.target_actor], [*self.critics, self.actor], strict=True
+        ):
             for p, q in zip(target.parameters(), online.parameters(), strict=True):
                 p.data += self.args.tau * (q.data - p.data)
 
@@ -349,7 +365,13 @@ def test_only_the_critics_move_between_policy_turns(script):
         script.update(agent, random_batch(), args, turn)
         after = agent.state_dict()
         moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-        others = {"actor", "actor_adam", "target_actor", "target_critic", *(["log_dual"] if script is td3_c else [])}
+        others = {
+            "actor",
+            "actor_adam",
+            "target_actor",
+            "target_critic",
+            *(["log_dual"] if script is td3_c else []),
+        }
         assert moved == {"critic", "critic_adam", *(others if turn else [])}
 
 
@@ -403,9 +425,13 @@ def test_a_million_offline_rows_and_ten_million_online_take_less_than_4_gb():
 
 def test_the_readmes_diff_is_that_of_the_scripts():
     root = Path(__file__).resolve().parents[1]
-    lines = re.search(r"`diff td3_bc.py td3_c.py`.*?```diff\n(.*?)```", (root / "README.md").read_text(), re.S)[1]
+    lines = re.search(
+        r"`diff td3_bc.py td3_c.py`.*?```diff\n(.*?)```", (root / "README.md").read_text(), re.S
+    )[1]
     lines = lines.splitlines()
-    scripts = {sign: (root / name).read_text().splitlines() for sign, name in (("-", "td3_bc.py"), ("+", "td3_c.py"))}
+    scripts = {
+        sign: (root / name).read_text().splitlines() for sign, name in (("-", "td3_bc.py"), ("+", "td3_c.py"))
+    }
     assert {line[0] for line in lines} == {"-", "+"}
     assert [line for line in lines if line[1:] not in scripts[line[0]]] == []
 
@@ -478,7 +504,11 @@ def test_td3_c_with_filter_and_candidates_trains(pretrained, call):
     call("td3_c", f"{ONLINE} --q-filter-percentile 25 --num-candidates 3")
     name = "td3_c-tiny-????-batch-size16-online40-warmup-steps10-n3-qf25-from-td3_bc-*"
     state, metrics = saved(name), logged(name)["online", 50, 40]  # 10 steps of warm-up
-    assert (state["gradient_step"], state["agent"]["critic_adam.t"], state["agent"]["actor_adam.t"]) == (50, 50, 25)
+    assert (state["gradient_step"], state["agent"]["critic_adam.t"], state["agent"]["actor_adam.t"]) == (
+        50,
+        50,
+        25,
+    )
     assert not any(same(part(state, network), part(pretrained, network)) for network in NETWORKS)
     wanted = "loss/critic loss/actor filter/threshold candidates/q_advantage constraint/distance"
     assert metrics.keys() >= set(wanted.split()) and metrics["candidates/distance"] > 0
@@ -487,7 +517,10 @@ def test_td3_c_with_filter_and_candidates_trains(pretrained, call):
 
 
 def test_td3_c_with_the_other_replay_strategies(pretrained, call):
-    for options, share, tag in (("--replay online", 1, "online"), ("--offline-ratio 0.25", 0.75, "ratio0.25")):
+    for options, share, tag in (
+        ("--replay online", 1, "online"),
+        ("--offline-ratio 0.25", 0.75, "ratio0.25"),
+    ):
         call("td3_c", f"{ONLINE} {options}")
         name = f"td3_c-*-warmup-steps10-{tag}-from-td3_bc-*"
         assert saved(name)["gradient_step"] == 20 + 24  # 16 own rows are needed first
@@ -508,13 +541,21 @@ def test_td3_bc_continues_a_checkpoint_online(pretrained, call):
 def test_td3_bc_offline_and_online_in_one_run(call):
     call("td3_bc", f"{OFFLINE} --online-steps 40 --warmup-steps 10 --replay online")
     name = "td3_bc-tiny-????-offline20-*-online40-warmup-steps10-online"
-    assert list(logged(name)) == [("offline", 0, 0), ("offline", 20, 0), ("online", 20, 0), ("online", 44, 40)]
+    assert list(logged(name)) == [
+        ("offline", 0, 0),
+        ("offline", 20, 0),
+        ("online", 20, 0),
+        ("online", 44, 40),
+    ]
     assert saved(name)["agent"]["critic_adam.t"] == 44
     assert logged(name)["online", 44, 40]["replay/online_share"] == 1
 
 
 def test_td3_from_nothing(call):
-    call("td3_c", f"{ONLINE} --scratch --epsilon inf --no-clip-dqda --hidden-dim 16 --network relu --policy-delay 3")
+    call(
+        "td3_c",
+        f"{ONLINE} --scratch --epsilon inf --no-clip-dqda --hidden-dim 16 --network relu --policy-delay 3",
+    )
     name = "td3_c-scratch-*-policy-delay3-hidden-dim16-networkrelu-no-clip-dqda-online40-warmup-steps10-epsiloninf"
     state, metrics = saved(name), logged(name)["online", 24, 40]
     assert (state["agent"]["critic_adam.t"], state["agent"]["actor_adam.t"]) == (24, 8)

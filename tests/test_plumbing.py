@@ -1,0 +1,536 @@
+"""Data, environments, replay, the loop and names: the blocks that have one text in every script of the second house."""
+
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import gymnasium as gym
+import h5py
+import minari
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import odd_envs
+import offline_pretrain_sac
+import online_finetune_sac as script
+
+HOPPER = {"obs_dim": 11, "action_dim": 3}
+
+
+# ---- environments ----
+
+
+def test_the_adapter_gives_vectors_unit_actions_and_arrays_of_ones_own():
+    env = script.make_env("odd_envs:Lopsided-v0")
+    obs, _ = env.reset(seed=0)
+    assert obs.dtype == np.float32 and env.action_space.low == -1 and env.action_space.high == 1
+    for action, executed in ((-1, -0.5), (0, 0.5), (1, 1.5)):
+        before = obs[0]
+        obs, reward, terminated, truncated, _ = env.step(np.array([action], np.float32))
+        assert obs[0] - before == pytest.approx(0.5 * executed, abs=1e-6)
+        assert (type(reward), type(terminated), type(truncated)) == (float, bool, bool)
+    held, _ = (env := script.make_env("odd_envs:SharedArray-v0")).reset(seed=0)
+    kept = held.copy()
+    env.step(np.array([1.0], np.float32))
+    assert (held == kept).all()
+
+
+def test_bounds_are_those_of_the_environment_as_made():
+    """UnitLine-v0 rescales its actions itself: what is 1 for it is 1 for us."""
+    env = script.make_env("odd_envs:UnitLine-v0")
+    obs, _ = env.reset(seed=0)
+    assert (env.center, env.scale) == (0, 1)
+    assert env.step(np.array([1.0], np.float32))[0][0] - obs[0] == pytest.approx(0.5 * 2, abs=1e-6)
+
+
+def test_dictionaries_become_vectors_in_the_order_of_their_keys_at_every_level():
+    env = script.make_env("odd_envs:Goal-v0")
+    obs, _ = env.reset(seed=0)
+    np.testing.assert_allclose(obs, [2, env.unwrapped.place, 7], rtol=1e-6)
+    episode = {
+        "state": {"z": np.full((4, 1), 7.0), "place": np.arange(4.0)[:, None]},
+        "goal": np.full((4, 1), 2.0),
+    }
+    np.testing.assert_array_equal(script.to_vector(episode, 1), [[2, i, 7] for i in range(4)])
+
+
+def test_a_reward_may_be_an_array_of_one_number():
+    env = script.make_env("odd_envs:ArrayReward-v0")
+    env.reset(seed=0)
+    assert env.step(np.zeros(1, np.float32))[1] == 1.0
+
+
+@pytest.mark.parametrize("env_id, bound", [("Hopper-v4", 1), ("Pendulum-v1", 2)])
+def test_episodes_are_those_of_gymnasium(env_id, bound):
+    ours, plain = script.make_env(env_id), gym.make(env_id)
+    rng = np.random.default_rng(0)
+    obs, expected = ours.reset(seed=3)[0], plain.reset(seed=3)[0]
+    for _ in range(30):
+        np.testing.assert_allclose(obs, expected, rtol=1e-5, atol=1e-6)
+        action = rng.uniform(-1, 1, ours.action_space.shape).astype(np.float32)
+        (obs, reward, *ends, _), (expected, plain_reward, *plain_ends, _) = (
+            ours.step(action),
+            plain.step(bound * action),
+        )
+        assert ends == plain_ends and reward == pytest.approx(plain_reward, rel=1e-5)
+        if any(ends):
+            obs, expected = ours.reset()[0], plain.reset()[0]
+
+
+def test_an_environment_without_a_step_limit_is_taken_with_a_line(capsys):
+    script.open_env("odd_envs:OwnClock-v0")
+    assert "no step limit" in capsys.readouterr().out
+
+
+# ---- data ----
+
+
+def write_hdf5(path, episodes, given_next=False, timeouts=True, **change):
+    """Episodes [(length, terminated)] whose observation tells (episode, step), as D4RL's flat arrays."""
+    rows = [(e, t, t == length - 1, end) for e, (length, end) in enumerate(episodes) for t in range(length)]
+    number, step, last, terminal = (np.array(column) for column in zip(*rows, strict=True))
+    obs = np.zeros((len(rows), 11), np.float32)
+    obs[:, 0], obs[:, 1] = number, step
+    data = {"observations": obs, "actions": np.full((len(rows), 3), 0.5), "rewards": np.ones(len(rows))}
+    data["terminals"] = last & terminal
+    if timeouts:
+        data["timeouts"] = last & ~terminal
+    if given_next:
+        data["next_observations"] = obs + np.eye(11)[1]
+    with h5py.File(path, "w") as file:
+        for key, value in (data | change).items():
+            if value is not None:
+                file[key] = value
+    return path
+
+
+def read(path, env_id="Hopper-v4", **options):
+    env = script.make_env(env_id)
+    return script.load_dataset(script.Args(dataset=str(path), env=env_id, **options), env)
+
+
+EPISODES = st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=6)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(episodes=EPISODES, given_next=st.booleans())
+def test_a_d4rl_file_is_read_as_its_episodes_are(tmp_path, episodes, given_next):
+    """Never across an end; the last transition of a truncated episode needs its next observation."""
+    kept = [(n if terminal or given_next else n - 1, terminal) for n, terminal in episodes]
+    if sum(n for n, _ in kept) == 0:
+        return
+    dataset = read(write_hdf5(tmp_path / "x.hdf5", episodes, given_next))
+    assert len(dataset.rows) == sum(n for n, _ in kept)
+    obs, next_obs, terminated = dataset.rows[:, :11], dataset.rows[:, 15:26], dataset.rows[:, 26]
+    alive = terminated == 0
+    assert (next_obs[alive, 0] == obs[alive, 0]).all() and (next_obs[alive, 1] == obs[alive, 1] + 1).all()
+    assert terminated.sum() == sum(terminal for _, terminal in kept)
+    ends = [end for n, terminal in kept if n for end in [0] * (n - 1) + [1 if terminal else 2]]
+    assert dataset.ends.tolist() == ends
+
+
+@pytest.mark.parametrize("terminal_at, expected", [(None, 2997), (500, 2998)])
+def test_without_timeouts_an_episode_ends_at_the_step_limit(tmp_path, terminal_at, expected):
+    """D4RL's v0 files. Counted anew after a terminal: 500 steps, then 1,000, 1,000 and 500."""
+    obs = np.zeros((3000, 11))
+    obs[:, 0] = np.arange(3000)
+    terminals = np.arange(1, 3001) == terminal_at
+    columns = {
+        "observations": obs,
+        "rewards": np.ones(3000),
+        "actions": np.zeros((3000, 3)),
+        "terminals": terminals,
+    }
+    dataset = read(write_hdf5(tmp_path / "v0.hdf5", [(1, True)], timeouts=False, **columns))
+    if terminal_at is None:
+        assert len(dataset.rows) == expected and dataset.rows[998, 0] == 998 and dataset.rows[999, 0] == 1000
+    else:  # the terminal keeps its row; ends at 1,500, 2,500 and 3,000 lose theirs
+        assert len(dataset.rows) == 2997 and dataset.ends[499] == 1 and dataset.rows[1499, 0] == 1500
+    assert (dataset.ends > 0).sum() == (3 if terminal_at is None else 4)
+
+
+@pytest.mark.parametrize("kind", ["rewards", "terminals", "float16", "big endian", "gzip", "other keys"])
+def test_arrangements_of_d4rl_files(tmp_path, kind):
+    episodes, path = [(4, True), (3, False)], tmp_path / "x.hdf5"
+    plain = read(write_hdf5(path, episodes)).rows
+    with h5py.File(path, "a") as file:
+        data = {key: file[key][()] for key in file}
+        if kind in ("rewards", "terminals"):
+            data[kind] = data[kind][:, None]
+        if kind in ("float16", "big endian"):
+            dtype = {"float16": np.float16, "big endian": ">f4"}[kind]
+            data |= {key: data[key].astype(dtype) for key in ("observations", "actions", "rewards")}
+        if kind == "other keys":
+            data |= {"infos/qpos": np.zeros(7), "metadata/name": "x"}
+        for key in list(file):
+            del file[key]
+        for key, value in data.items():
+            file.create_dataset(key, data=value, **({"compression": "gzip"} if kind == "gzip" else {}))
+    np.testing.assert_array_equal(read(path).rows, plain)
+
+
+BAD_FILES = {
+    "nan": ({"observations": np.where(np.arange(55).reshape(5, 11) == 25, np.nan, 0)}, "obs[2, 3] is nan"),
+    "over": ({"actions": np.full((5, 3), 1.2)}, "15 values are out of bounds, action[0, 0] is 1.2"),
+    "shape": ({"observations": np.zeros((5, 17))}, "obs has shape (17,), in Hopper-v4 (11,)"),
+    "length": ({"rewards": np.ones(4)}, "its arrays do not match"),
+    "missing": ({"terminals": None}, "'terminals': 'missing'"),
+    "reward": ({"rewards": np.ones((5, 2))}, "cannot be read"),
+    "text": ({"actions": np.array([b"a"] * 5)}, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_is_refused_with_what_is_wrong_and_where(tmp_path, case, capsys):
+    change, expected = BAD_FILES[case]
+    path = write_hdf5(tmp_path / "x.hdf5", [(5, True)], **change)
+    with pytest.raises(SystemExit) as ended:
+        read(path)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count("\n") == 1 and expected in error
+
+
+def test_actions_a_little_outside_are_clipped_if_asked_and_rounding_is_forgiven(tmp_path):
+    path = write_hdf5(tmp_path / "x.hdf5", [(5, True)], actions=np.full((5, 3), 1.0008))
+    assert read(path, clip_actions=True).rows[:, 11:14].max() == 1
+    path = write_hdf5(tmp_path / "x.hdf5", [(5, True)], actions=np.full((5, 3), 1.00001))
+    assert read(path).rows[:, 11:14].max() == 1
+
+
+def test_actions_are_scaled_by_the_environments_bounds(tmp_path):
+    columns = {
+        "observations": np.zeros((3, 2)),
+        "actions": np.array([[-0.5], [0.5], [1.5]]),
+        "rewards": np.ones(3),
+    }
+    path = write_hdf5(tmp_path / "x.hdf5", [(3, True)], **columns)
+    assert read(path, "odd_envs:Lopsided-v0").rows[:, 2].tolist() == [-1, 0, 1]
+
+
+def test_episodes_beyond_the_limit_are_noted(tmp_path, capsys):
+    columns = {"observations": np.zeros((25, 2)), "actions": np.zeros((25, 1))}
+    read(write_hdf5(tmp_path / "x.hdf5", [(25, True)], **columns), "odd_envs:Line-v0")
+    assert "beyond 10 steps" in capsys.readouterr().out
+
+
+def test_a_minari_dataset_is_read_episode_by_episode(minari_cache):
+    dataset = read("hopper/tiny-v0")
+    plain = minari.load_dataset("hopper/tiny-v0")
+    episodes = list(plain.iterate_episodes())
+    first = episodes[0]
+    n = len(first.rewards)
+    np.testing.assert_allclose(dataset.rows[:n, :11], first.observations[:-1].astype(np.float32))
+    np.testing.assert_allclose(dataset.rows[:n, 15:26], first.observations[1:].astype(np.float32))
+    np.testing.assert_allclose(dataset.rows[:n, 14], first.rewards.astype(np.float32))
+    assert len(dataset.rows) == 400 and np.flatnonzero(dataset.ends)[0] == n - 1
+    assert (dataset.ends == 1).sum() == sum(e.terminations[-1] for e in episodes)
+    assert dataset.facts["recorded_in"] == "Hopper-v4" and dataset.facts["scores"] == [-20.272305, 3234.3]
+
+
+def test_the_environment_in_a_dataset_is_read_as_text_and_never_imported(minari_cache, tmp_path, capsys):
+    import shutil
+
+    folder = tmp_path / "evil"
+    shutil.copytree(Path(minari_cache, "hopper/tiny-v0"), folder)
+    metadata = json.loads((folder / "data" / "metadata.json").read_text())
+    spec = json.loads(metadata["env_spec"]) | {"id": "Hopper-v5", "entry_point": "no_such_module:Env"}
+    (folder / "data" / "metadata.json").write_text(json.dumps(metadata | {"env_spec": json.dumps(spec)}))
+    assert read(folder).facts["recorded_in"] == "Hopper-v5"
+    assert "another version" in capsys.readouterr().out
+    spec["id"] = "Walker2d-v4"
+    (folder / "data" / "metadata.json").write_text(json.dumps(metadata | {"env_spec": json.dumps(spec)}))
+    with pytest.raises(SystemExit):
+        read(folder)
+    assert "recorded in Walker2d-v4, not in Hopper-v4" in capsys.readouterr().err
+
+
+def test_a_path_comes_before_the_cache_and_the_cache_before_the_bundled(minari_cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert script.find_dataset("hopper/tiny-v0") == Path(minari_cache, "hopper/tiny-v0")
+    assert script.find_dataset("hopper/medium-replay-v0") == script.BUNDLED / "hopper/medium-replay-v0"
+    (tmp_path / "hopper/tiny-v0/data").mkdir(parents=True)
+    (tmp_path / "hopper/tiny-v0/data/metadata.json").write_text("{}")
+    assert script.find_dataset("hopper/tiny-v0") == Path("hopper/tiny-v0")
+
+
+def test_what_is_nowhere_is_downloaded(minari_cache, monkeypatch, capsys):
+    """Only the call that reaches the hub is replaced."""
+    asked = []
+    monkeypatch.setattr(minari, "download_dataset", asked.append)
+    assert script.find_dataset("mujoco/hopper/simple-v0") == Path(minari_cache, "mujoco/hopper/simple-v0")
+    assert asked == ["mujoco/hopper/simple-v0"]
+
+    def offline(_):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(minari, "download_dataset", offline)
+    with pytest.raises(SystemExit):
+        script.find_dataset("mujoco/hopper/simple-v0")
+    error = capsys.readouterr().err
+    assert "cannot be downloaded" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["hopper-medium-v2", "nowhere.hdf5", "../elsewhere"])
+def test_what_is_no_dataset_says_what_minari_calls_it(minari_cache, name, capsys):
+    with pytest.raises(SystemExit):
+        script.find_dataset(name)
+    assert "mujoco/hopper/medium-v0" in capsys.readouterr().err
+
+
+def test_an_unwritable_home_does_not_matter_where_a_path_is_given(tmp_path, monkeypatch):
+    monkeypatch.delenv("MINARI_DATASETS_PATH", raising=False)
+    monkeypatch.setenv("HOME", "/proc/none")
+    assert len(read(write_hdf5(tmp_path / "x.hdf5", [(5, True)])).rows) == 5
+
+
+# ---- replay ----
+
+
+def toy_dataset(count):
+    """Rows whose first number is their place."""
+    rows = np.zeros((count, 27), np.float32)
+    rows[:, 0] = np.arange(count)
+    return script.Dataset(rows, np.zeros(count, np.uint8), {})
+
+
+def make_replay(count, seeds=2, capacity=5, ratio=None, added=0):
+    """Online rows of seed i are 1000 (i + 1), 1000 (i + 1) + 1, ..."""
+    replay = script.Replay(
+        script.Args(num_seeds=seeds), HOPPER, toy_dataset(count) if count else None, capacity, "cpu"
+    )
+    if ratio is not None:
+        replay.offline_ratio = torch.tensor(ratio)
+    for step in range(added):
+        obs = np.zeros((seeds, 11), np.float32)
+        obs[:, 0] = 1000 * np.arange(1, seeds + 1) + step
+        end = np.full(seeds, step == 1)
+        replay.add(obs, np.full((seeds, 3), 0.5), np.full(seeds, 2.0), obs + 1, end, ~end)
+    return replay
+
+
+def test_a_batch_holds_what_was_added_column_by_column():
+    batch = make_replay(0, added=3).sample(64)
+    assert batch.obs.shape == (2, 64, 11) and batch.reward.shape == (2, 64)
+    torch.testing.assert_close(batch.next_obs, batch.obs + 1)
+    assert (batch.action == 0.5).all() and (batch.reward == 2).all()
+    assert torch.equal(batch.terminated == 1, batch.obs[..., 0] % 1000 == 1)
+
+
+@pytest.mark.parametrize("added", [0, 3, 8])
+def test_all_rows_are_drawn_alike_and_a_full_ring_forgets_the_oldest(added):
+    replay = make_replay(10, added=added)
+    drawn = replay.sample(4000).obs[..., 0]
+    for i in range(2):
+        online = [1000 * (i + 1) + step for step in range(max(0, added - 5), added)]
+        values, counts = drawn[i].unique(return_counts=True)
+        assert values.tolist() == [*range(10), *online]
+        expected = 4000 / len(values)
+        assert (counts - expected).abs().max() < 6 * math.sqrt(expected)
+
+
+@pytest.mark.parametrize("ratio, rows", [(0.0, 0), (0.25, 4), (0.5, 8), (1.0, 16)])
+def test_a_ratio_is_exact_in_every_batch(ratio, rows):
+    drawn = make_replay(10, ratio=ratio, added=3).sample(16).obs[..., 0]
+    assert ((drawn < 1000).sum(1) == rows).all()
+
+
+def test_the_ends_of_rows_are_kept_beside_them():
+    replay = make_replay(10, added=7)  # the sixth and seventh overwrote the first two
+    assert replay.ring_ends.tolist() == [[2, 2, 2, 2, 2]] * 2 and replay.added == 7
+    assert make_replay(10, added=3).ends[10:].tolist() == [2, 1, 2, 0, 0] * 2
+
+
+def test_a_replay_that_does_not_fit_is_refused_before_it_is_allocated(monkeypatch, capsys):
+    monkeypatch.setattr(script.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 5000}))
+    with pytest.raises(SystemExit):
+        make_replay(10, capacity=100)
+    assert "lower it or --replay-capacity" in capsys.readouterr().err
+
+
+# ---- the loop ----
+
+
+def loop_of(step, **options):
+    return script.Loop(step, "cpu", script.Args(**options))
+
+
+def test_the_policys_turn_is_every_nth_update_however_the_calls_are_cut():
+    taken = []
+    loop = loop_of(lambda turn: taken.append(turn) or {}, policy_delay=3)
+    for first, count in ((1, 2), (3, 5), (8, 1), (9, 1)):
+        loop(first, count)
+    assert taken == [False, False, True] * 3
+
+
+def test_a_compiler_that_fails_is_said_and_the_same_step_is_taken(monkeypatch, capsys):
+    def broken(step, **_):
+        def compiled(turn):
+            raise RuntimeError("no compiler\nfound")
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", broken)
+    loop = script.Loop(lambda turn: {"x": torch.ones(1)}, "cpu", script.Args(), compiled=True)
+    loop(1, 3)
+    assert "running eagerly" in capsys.readouterr().out and loop.metrics["x"].item() == 1
+
+
+def test_a_step_that_fails_by_itself_ends_the_run():
+    def step(turn):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        loop_of(step)()
+
+
+# ---- names and options ----
+
+
+def folder(args, source=None):
+    return script.run_folder(args, None, source)
+
+
+def test_every_option_that_changes_what_is_learned_is_in_the_name():
+    plain = folder(script.Args())
+    names = [field.name for field in fields(script.Args)]
+    others = {"float": 0.123, "int": 77, "bool": True, "str": "policy"}
+    for name in names[names.index("batch_size") :]:
+        default = getattr(script.Args(), name)
+        value = others["float" if default is None else type(default).__name__]
+        changed = script.Args()
+        setattr(changed, name, value)
+        assert folder(changed) != plain, name
+        assert name.replace("_", "-") in folder(changed).name
+    for name in names[: names.index("batch_size")]:
+        if name not in ("env", "runs_dir"):
+            changed = script.Args()
+            setattr(changed, name, 3)
+            assert folder(changed) == plain, name
+
+
+def test_names_are_short_and_two_settings_never_share_one():
+    long = script.Args(
+        tau=0.1, actor_lr=0.1, critic_lr=0.1, alpha_lr=0.1, warmup_steps=7, replay_capacity=9, gamma=0.5
+    )
+    longer = script.Args(**vars(long) | {"bc_alpha": 0.123})
+    assert len(folder(long).name) <= 100 and folder(long) != folder(longer)
+    source = {"script": "a", "run": "a-b", "gradient_step": 1, "path": "x", "starts": 1}
+    others = [source, source | {"run": "a-c"}, source | {"gradient_step": 2}]
+    assert len({folder(script.Args(), one) for one in others}) == 3
+    assert folder(script.Args(env="module:Name/Thing-v0")).parent.name == "module_Name_Thing-v0"
+
+
+@pytest.mark.parametrize(
+    "options, first",
+    [({}, 0), ({"warmup_steps": 30}, 30), ({"offline_ratio": 0.5}, 256), ({"offline_ratio": 0.0}, 256)],
+)
+def test_the_first_update_waits_for_a_batch(options, first):
+    assert script.first_online_update(script.Args(**options), 100) == first
+    assert script.first_online_update(script.Args(), 0) == 256
+
+
+# ---- evaluation ----
+
+
+def test_an_evaluation_by_hand(tmp_path):
+    """Line-v0 pays 1 a step and ends after 10 of them, or beyond 2: with action 1, after 4 or 5 steps."""
+    args = script.Args(env="odd_envs:Line-v0", eval_episodes=3, gamma=0.5)
+    shape = {"obs_dim": 2, "action_dim": 1, "hidden_dim": 4, "num_critics": 2, "layer_norm": False}
+    algorithm = script.SAC(args, **shape)
+    state = algorithm.init(0)
+    for value, length in ((0.0, [10]), (100.0, [4, 5])):
+        for name in ("actor", "critic"):
+            state[name] = {key: torch.zeros_like(p) for key, p in state[name].items()}
+        state["actor"]["4.bias"][:] = value
+        arrays = script.tree_map(torch.Tensor.numpy, state)
+        checkpoint = {"state": arrays, "shape": shape, "seed": 1, "gradient_step": 5, "env_step": 0}
+        rows = script.evaluate(tmp_path / "checkpoint.pt", checkpoint, args)
+        assert rows.shape == (3, 4) and set(rows[:, 1]) <= set(length)
+        np.testing.assert_allclose(rows[:, 0], rows[:, 1])
+        np.testing.assert_allclose(
+            rows[:, 3], rows[:, 2] - (2 - 0.5 ** (rows[:, 1] - 1))
+        )  # 1 + 1/2 + 1/4 + ...
+        saved = torch.load(tmp_path / "checkpoint.pt")
+        assert saved["returns"] == rows[:, 0].tolist()
+        assert torch.equal(saved["state"]["actor"]["4.bias"], state["actor"]["4.bias"])
+
+
+def test_evaluations_see_new_starts_and_repeat_by_seed_and_step(tmp_path):
+    args = script.Args(eval_episodes=2)
+    shape = HOPPER | {"hidden_dim": 4, "num_critics": 2, "layer_norm": True}
+    state, found = script.SAC(args, **shape).init(0), []
+    before = torch.get_rng_state()
+    for seed, gradient_step, env_step in ((1, 0, 0), (1, 0, 0), (2, 0, 0), (1, 5, 0), (1, 0, 5)):
+        arrays = script.tree_map(torch.Tensor.numpy, state)
+        moment = {"seed": seed, "gradient_step": gradient_step, "env_step": env_step}
+        found.append(
+            script.evaluate(tmp_path / "c.pt", {"state": arrays, "shape": shape, **moment}, args)[:, 0]
+        )
+    assert torch.equal(before, torch.get_rng_state())
+    np.testing.assert_array_equal(found[0], found[1])
+    assert len({tuple(returns) for returns in found}) == 4
+
+
+# ---- the training environments ----
+
+
+def collector_of(env_id, seeds=2, steps=25, action=0.0):
+    args = script.Args(env=env_id, num_seeds=seeds)
+    env = script.make_env(env_id)
+    shape = {"obs_dim": env.observation_space.shape[0], "action_dim": 1, "hidden_dim": 4, "num_critics": 2}
+    algorithm = script.SAC(args, layer_norm=False, **shape)
+    state = script.on_device(None, [algorithm.init(i) for i in range(seeds)], "cpu")
+    replay = script.Replay(args, shape, None, steps, "cpu")
+    collector = script.Collector(algorithm, state, replay, args, 0)
+    for _ in range(steps):
+        collector.step(np.full((seeds, 1), action, np.float32))
+    return collector, replay
+
+
+@pytest.mark.parametrize("env_id", ["odd_envs:Line-v0", "odd_envs:SharedArray-v0", "odd_envs:Goal-v0"])
+def test_the_true_last_observation_and_the_kind_of_end_are_stored(env_id):
+    collector, replay = collector_of(env_id)
+    assert replay.ring_ends[:, 9::10].tolist() == [[2, 2]] * 2 and (replay.ring_ends > 0).sum() == 4
+    obs, next_obs = replay.rings[..., : replay.columns[0]], replay.rings[..., -1 - replay.columns[0] : -1]
+    follows = (next_obs[:, :-1] == obs[:, 1:]).all(2)
+    inside = torch.from_numpy(replay.ring_ends[:, :-1] == 0)
+    assert follows[inside].all() and not follows[~inside].any()
+    assert [(i, step, length) for i, step, _, length in collector.ended] == [
+        (0, 10, 10),
+        (1, 10, 10),
+        (0, 20, 10),
+        (1, 20, 10),
+    ]
+    _, replay = collector_of("odd_envs:Line-v0", steps=6, action=1.0)
+    assert (replay.ring_ends == 1).sum() == 2 and (replay.ring_ends == 2).sum() == 0
+
+
+def test_stored_actions_are_in_unit_bounds():
+    _, replay = collector_of("odd_envs:Lopsided-v0", steps=3, action=1.0)
+    assert (replay.rings[..., 2] == 1).all()
+
+
+def test_odd_environments_are_registered():
+    assert {"Line-v0", "Goal-v0"} <= set(gym.registry) and odd_envs.Line().reset(seed=0)[0].shape == (2,)
+
+
+def test_offline_updates_are_cut_where_something_is_due(monkeypatch):
+    """Calls of ten, but never across a log, an evaluation or the end."""
+    calls = []
+    monkeypatch.setattr(
+        offline_pretrain_sac, "update_loop", lambda *_: lambda first, count: calls.append((first, count))
+    )
+
+    class Run:
+        args = offline_pretrain_sac.Args(offline_steps=37, eval_every=25, log_every=12)
+        offline_step = gradient_step = 0
+        between_steps = log_evaluation = lambda *_: None
+
+    run = Run()
+    offline_pretrain_sac.train_offline(None, None, None, run)
+    assert calls == [(1, 10), (11, 2), (13, 8), (21, 4), (25, 1), (26, 5), (31, 6), (37, 1)]
+    assert run.gradient_step == run.offline_step == 37
