@@ -5,8 +5,8 @@ the data but the minimum over the critics and their LayerNorm: where data are na
 (--num-critics 10 is SAC-N with LayerNorm).
 
 Papers: SAC, Haarnoja et al. 2018 (arXiv 1812.05905); SAC-N, An et al. 2021 (arXiv 2110.01548); LayerNorm,
-Ball et al. 2023 (RLPD, arXiv 2302.02948). Options: the Q-filter, TD3-C's constraint (arXiv 2303.17396), REDQ's
-subsets (arXiv 2101.05982).
+Ball et al. 2023 (RLPD, arXiv 2302.02948). Options: the Q-filter, TD3-C's constraint (arXiv 2303.17396),
+REDQ's subsets (arXiv 2101.05982).
 
 Objective
     critic  L(phi) = sum_e mean_B (Q_e(s, a) - y)^2                                   critic_loss, eq. (5)
@@ -22,7 +22,7 @@ critics; a prime marks a target. What learns is `state`, a nested dict of tensor
 once, on tensors stacked along a new first axis.
 
 Reads --dataset (default: the bundled one). Writes runs/<env>/<name>/seed<k>/: config.json, eval.csv (a row
-per episode), metrics.csv, TensorBoard's events and checkpoint.pt, from which online_finetune_sac.py continues.
+per episode), metrics.csv, TensorBoard's events and checkpoint.pt, which online_finetune_sac.py picks up.
 
 Deviations: log std is squashed into [-5, 2]; the constraint is on squashed means, summed over action
 dimensions; lambda's steps and the division are ours.
@@ -225,7 +225,9 @@ class SAC:
         if args.critic_subset > num_critics:
             fail(f"--critic-subset {args.critic_subset}: there are {num_critics} critics")
         batch = (args.batch_size, action_dim)
-        self.update_noise = {"next_action": batch, "action": batch, "subset": (num_critics,)}
+        self.update_noise = {"next_action": batch, "action": batch}
+        if args.critic_subset:
+            self.update_noise["subset"] = (num_critics,)
         with torch.device("meta"):  # the architecture alone: parameters are in the state
             self.actor_net, self.critic_net = self.new_actor(), self.new_critic()
 
@@ -408,7 +410,7 @@ class Adapter(gym.Wrapper):
 
 
 def make_env(env_id: str, in_own_process: bool = False) -> Adapter:
-    if in_own_process:
+    if in_own_process and parent_process():  # AsyncVectorEnv makes one in the run's own process, too
         work_beside()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
@@ -826,7 +828,7 @@ class Run:
             wandb.init(project="offline-to-online", name=self.folder.name, sync_tensorboard=True)
         self.saved_at = self.logged_at = time.time()
         self.logged_step = self.offline_step + self.env_step
-        purge_step = self.logged_step if self.saved else None
+        purge_step = self.logged_step + 1 if self.saved else None
         self.writers = [SummaryWriter(str(folder), purge_step=purge_step) for folder in self.folders]
         self.writers[0].add_text("config", f"<pre>{json.dumps(self.config, indent=1)}</pre>")
         processes = min(len(self.seeds), max(1, num_cores() - 1))
@@ -906,15 +908,15 @@ class Run:
             self.writers[i].add_scalar(name, value, step)
 
     def between_steps(self, last_step: int, state: dict, replay: Replay, loops: list[Loop], ended: list):
-        """Saves, stops, logs and evaluates if it is due; `ended` are episodes since the last log."""
+        """Logs, saves, stops and evaluates if it is due; `ended` are episodes since the last log."""
         step = self.env_step if self.phase == "online" else self.offline_step
+        if step % self.args.log_every == 0:
+            self.drop_diverged(state)
+            self.log(loops, ended)
         if self.stop_signal or time.time() - self.saved_at > 60 * self.args.checkpoint_every:
             self.save(state, replay)
         if self.stop_signal:
             raise KeyboardInterrupt
-        if step % self.args.log_every == 0:
-            self.drop_diverged(state)
-            self.log(loops, ended)
         if step % self.args.eval_every == 0 or step == last_step:
             self.drop_diverged(state)
             self.evaluate(state)

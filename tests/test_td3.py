@@ -1,6 +1,6 @@
 """TD3+BC and TD3-C: losses and updates by hand and against plain PyTorch, the replay's memory, short runs.
 
-What stands word for word in the SAC scripts too (Adam, Q-filter, candidates, replay) is tested in test_sac.py.
+Candidates, whose text is the same in o3f_select.py, are tested in test_o3f.py.
 """
 
 import copy
@@ -55,9 +55,8 @@ def policy_gradient(script, agent, batch, data_q=None, **options):
     """(gradients by parameter, (loss, metrics)) of the policy's loss."""
     data_q = batch.reward if data_q is None else data_q
     params = dict(agent.actor.named_parameters())
-    return grad_and_value(script.actor_loss, has_aux=True)(
-        params, agent, batch, script.Args(**options), data_q
-    )
+    args = script.Args(**options)
+    return grad_and_value(script.actor_loss, has_aux=True)(params, agent, batch, args, data_q)
 
 
 def flat(grads):
@@ -108,11 +107,8 @@ def three_rows(script):
     agent = make_agent(script, obs_dim=1)
     agent.actor, agent.critic.mlp = Always([[[0.5, -0.5]]]), Slopes([2.0, 1.0, 2.0], [9.0, 9.0, 9.0])
     action = torch.tensor([[[0.5, -0.5], [0.5, 0.5], [-0.5, -1.0]]])
-    return (
-        agent,
-        make_batch(obs=torch.tensor([[[-1.0], [1.0], [2.0]]]), action=action),
-        torch.tensor([[1.0, 2.0, 3.0]]),
-    )
+    batch = make_batch(obs=torch.tensor([[[-1.0], [1.0], [2.0]]]), action=action)
+    return agent, batch, torch.tensor([[1.0, 2.0, 3.0]])
 
 
 @pytest.mark.parametrize(
@@ -136,7 +132,8 @@ def test_td3_bc_policy_loss_by_hand(options, loss, gradient):
 @pytest.mark.parametrize(
     "options, loss, gradient",
     [
-        # d^2, sum over dimensions: 0, 0.4^2, 0.3^2, mean 0.25 / 3; lambda (d^2 - epsilon) = 3 (0.25 / 3 - 0.05) = 0.1
+        # d^2, sum over dimensions: 0, 0.4^2, 0.3^2, mean 0.25 / 3
+        # lambda (d^2 - epsilon) = 3 (0.25 / 3 - 0.05) = 0.1
         # (-2.5 / 3 + 0.1) / 4; gradient by mu: (-1 + 3 * 2 * 0.4 / 3) / 4 and (-2 + 3 * 2 * -0.3 / 3) / 4
         ({"clip_dqda": False}, (-2.5 / 3 + 0.1) / 4, [-0.2 / 4, -2.6 / 4]),
         ({}, (-2.5 / 3 + 0.1) / 4, [-0.2 / 4, -1.6 / 4]),
@@ -163,10 +160,8 @@ def test_clip_dqda_clips_each_component_and_leaves_the_value(script, clip, gradi
     agent = make_agent(script, obs_dim=1)
     agent.critic.mlp = Slopes([0.0, 3.0, 0.5], [0.0, -7.0, -7.0])
     agent.critic.mlp.forward = lambda x: (x * agent.critic.mlp.slope).sum(2, keepdim=True) * x[..., :1]
-    obs, action = (
-        torch.tensor([[[1.0], [-1.0]]]),
-        torch.tensor([[[0.2, 0.4], [0.2, 0.4]]], requires_grad=True),
-    )
+    obs = torch.tensor([[[1.0], [-1.0]]])
+    action = torch.tensor([[[0.2, 0.4], [0.2, 0.4]]], requires_grad=True)
     q = script.policy_q(agent, obs, action, script.Args(clip_dqda=clip))
     torch.testing.assert_close(q, torch.tensor([[0.8, -0.8]]))
     q.sum().backward()
@@ -187,10 +182,8 @@ class PlainMLP(nn.Module):
         for plain, layer in zip(self.linear, mlp.layers, strict=True):
             plain.weight.data, plain.bias.data = layer.weight[index].T.clone(), layer.bias[index, 0].clone()
         if self.norm:
-            self.norm.weight.data, self.norm.bias.data = (
-                mlp.scale[index, 0].clone(),
-                mlp.shift[index, 0].clone(),
-            )
+            self.norm.weight.data = mlp.scale[index, 0].clone()
+            self.norm.bias.data = mlp.shift[index, 0].clone()
 
     def forward(self, x):
         x = self.linear[0]((x - self.mean) / self.std)
@@ -199,7 +192,7 @@ class PlainMLP(nn.Module):
 
 
 class PlainTD3:
-    """TD3 of one seed: separate critics, autograd, torch.optim; with TD3+BC's term or TD3-C's where args has them."""
+    """TD3 of one seed: separate critics, autograd, torch.optim; TD3+BC's or TD3-C's term if args has it."""
 
     def __init__(self, agent, args):
         self.args, self.dual, self.steepest = args, agent.log_dual.exp().item(), 0
@@ -245,9 +238,8 @@ class PlainTD3:
         if not policy_turn:
             return
         self.step(self.actor_adam, self.policy_loss(obs, action, data_q))
-        for target, online in zip(
-            [*self.targets, self.target_actor], [*self.critics, self.actor], strict=True
-        ):
+        pairs = zip([*self.targets, self.target_actor], [*self.critics, self.actor], strict=True)
+        for target, online in pairs:
             for p, q in zip(target.parameters(), online.parameters(), strict=True):
                 p.data += self.args.tau * (q.data - p.data)
 
@@ -260,7 +252,7 @@ class PlainTD3:
     ids=["td3", "td3_c", "td3_bc"],
 )
 def test_update_equals_plain_pytorch(script, options, clip, layer_norm, double):
-    """With --epsilon inf that is TD3. Inputs are standardised; critics steep enough for the clipping to bite."""
+    """With --epsilon inf that is TD3. Inputs are standardised; critics are steep enough for clipping."""
     rates = {"actor_lr": 1e-2, "critic_lr": 2e-2, "tau": 0.1, "gamma": 0.9}
     args, agent = script.Args(clip_dqda=clip, **rates, **options), make_agent(script, layer_norm=layer_norm)
     for name, buffer in agent.named_buffers():
@@ -333,7 +325,7 @@ def test_td3_bc_policy_loss_knows_no_units_of_reward_and_each_seed_is_normalised
 
 
 def test_dual_rises_where_violated_and_falls_where_slack():
-    """By the relative violation, at most dual_lr: d^2 = 1.5 epsilon is half a step, 50 epsilon a whole one."""
+    """By the relative violation, at most dual_lr: d^2 = 1.5 epsilon is half a step, 50 epsilon one."""
     agent, args = make_agent(td3_c, seeds=(1, 2, 3, 4)), td3_c.Args(epsilon=0.02, dual_lr=1e-2)
     for bias, distance in zip(agent.target_actor.mlp.layers[-1].bias, (0.0, 0.03, 0.02, 1.0), strict=True):
         bias[0] = math.atanh(math.sqrt(distance / 2))
@@ -365,13 +357,8 @@ def test_only_the_critics_move_between_policy_turns(script):
         script.update(agent, random_batch(), args, turn)
         after = agent.state_dict()
         moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-        others = {
-            "actor",
-            "actor_adam",
-            "target_actor",
-            "target_critic",
-            *(["log_dual"] if script is td3_c else []),
-        }
+        others = {"actor", "actor_adam", "target_actor", "target_critic"}
+        others |= {"log_dual"} if script is td3_c else set()
         assert moved == {"critic", "critic_adam", *(others if turn else [])}
 
 
@@ -425,13 +412,9 @@ def test_a_million_offline_rows_and_ten_million_online_take_less_than_4_gb():
 
 def test_the_readmes_diff_is_that_of_the_scripts():
     root = Path(__file__).resolve().parents[1]
-    lines = re.search(
-        r"`diff td3_bc.py td3_c.py`.*?```diff\n(.*?)```", (root / "README.md").read_text(), re.S
-    )[1]
-    lines = lines.splitlines()
-    scripts = {
-        sign: (root / name).read_text().splitlines() for sign, name in (("-", "td3_bc.py"), ("+", "td3_c.py"))
-    }
+    readme, names = (root / "README.md").read_text(), {"-": "td3_bc.py", "+": "td3_c.py"}
+    lines = re.search(r"`diff td3_bc.py td3_c.py`.*?```diff\n(.*?)```", readme, re.S)[1].splitlines()
+    scripts = {sign: (root / name).read_text().splitlines() for sign, name in names.items()}
     assert {line[0] for line in lines} == {"-", "+"}
     assert [line for line in lines if line[1:] not in scripts[line[0]]] == []
 
@@ -481,7 +464,7 @@ def test_pretraining_moves_every_network_and_the_policy_in_every_second_update(p
 
 
 def test_td3_c_starts_with_what_pretraining_wrote(pretrained, call):
-    """One warm-up step, no update. With a bound, the target policy becomes a copy of the policy; without, nothing."""
+    """One warm-up step, no update. With a bound, the target policy becomes a copy of the policy."""
     before = pretrained["agent"]
     rows = td3_bc.load_dataset(td3_bc.Args(dataset="hopper/tiny-v0"), 11, -np.ones(3), np.ones(3)).rows
     assert not same(part(pretrained, "actor"), part(pretrained, "target_actor"))
@@ -504,11 +487,8 @@ def test_td3_c_with_filter_and_candidates_trains(pretrained, call):
     call("td3_c", f"{ONLINE} --q-filter-percentile 25 --num-candidates 3")
     name = "td3_c-tiny-????-batch-size16-online40-warmup-steps10-n3-qf25-from-td3_bc-*"
     state, metrics = saved(name), logged(name)["online", 50, 40]  # 10 steps of warm-up
-    assert (state["gradient_step"], state["agent"]["critic_adam.t"], state["agent"]["actor_adam.t"]) == (
-        50,
-        50,
-        25,
-    )
+    counts = state["agent"]["critic_adam.t"], state["agent"]["actor_adam.t"]
+    assert (state["gradient_step"], *counts) == (50, 50, 25)
     assert not any(same(part(state, network), part(pretrained, network)) for network in NETWORKS)
     wanted = "loss/critic loss/actor filter/threshold candidates/q_advantage constraint/distance"
     assert metrics.keys() >= set(wanted.split()) and metrics["candidates/distance"] > 0
@@ -541,22 +521,16 @@ def test_td3_bc_continues_a_checkpoint_online(pretrained, call):
 def test_td3_bc_offline_and_online_in_one_run(call):
     call("td3_bc", f"{OFFLINE} --online-steps 40 --warmup-steps 10 --replay online")
     name = "td3_bc-tiny-????-offline20-*-online40-warmup-steps10-online"
-    assert list(logged(name)) == [
-        ("offline", 0, 0),
-        ("offline", 20, 0),
-        ("online", 20, 0),
-        ("online", 44, 40),
-    ]
+    offline, online = [("offline", 0, 0), ("offline", 20, 0)], [("online", 20, 0), ("online", 44, 40)]
+    assert list(logged(name)) == offline + online
     assert saved(name)["agent"]["critic_adam.t"] == 44
     assert logged(name)["online", 44, 40]["replay/online_share"] == 1
 
 
 def test_td3_from_nothing(call):
-    call(
-        "td3_c",
-        f"{ONLINE} --scratch --epsilon inf --no-clip-dqda --hidden-dim 16 --network relu --policy-delay 3",
-    )
-    name = "td3_c-scratch-*-policy-delay3-hidden-dim16-networkrelu-no-clip-dqda-online40-warmup-steps10-epsiloninf"
+    options = "--scratch --epsilon inf --no-clip-dqda --hidden-dim 16 --network relu --policy-delay 3"
+    call("td3_c", f"{ONLINE} {options}")
+    name = "td3_c-scratch-*-policy-delay3-hidden-dim16-networkrelu-no-clip-dqda-online40-*-epsiloninf"
     state, metrics = saved(name), logged(name)["online", 24, 40]
     assert (state["agent"]["critic_adam.t"], state["agent"]["actor_adam.t"]) == (24, 8)
     assert metrics.keys() >= {"loss/critic", "loss/actor"} and "constraint/distance" not in metrics

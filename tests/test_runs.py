@@ -1,0 +1,420 @@
+"""Whole runs, short ones: what they leave, hand over, log, and how they stop and go on."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch._inductor.config as inductor
+from torch.utils._pytree import tree_leaves
+
+import odd_envs  # noqa: F401  registers environments
+import online_finetune_sac as finetune
+import sac_scratch
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = "--batch-size 16 --eval-episodes 2 --compile off --device cpu"
+OFFLINE = f"{SMALL} --dataset hopper/tiny-v0 --hidden-dim 16 --offline-steps 40 --eval-every 20 --log-every 10"
+ONLINE = f"{SMALL} --online-steps 40 --eval-every 20 --log-every 10"
+SCRATCH = f"{ONLINE} --hidden-dim 8 --warmup-steps 5"
+
+
+def run_folder(pattern: str, runs: str = "runs") -> Path:
+    (folder,) = Path(runs).glob(f"*/{pattern}")
+    return folder
+
+
+def rows(path: Path) -> list[dict]:
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def returns(folder: Path, **moment) -> list[float]:
+    found = rows(folder / "eval.csv")
+    return [float(row["return"]) for row in found if all(row[key] == str(value) for key, value in moment.items())]
+
+
+def config(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.fixture
+def pretrained(call):
+    """Two seeds of 40 updates; the folder of the run."""
+    call("offline_pretrain_sac", f"{OFFLINE} --num-seeds 2")
+    return run_folder("offline_pretrain_sac-*")
+
+
+# ---- what a run leaves ----
+
+
+def test_a_run_leaves_config_episodes_metrics_events_and_a_checkpoint_for_each_seed(pretrained, call):
+    for seed in (1, 2):
+        folder = pretrained / f"seed{seed}"
+        facts = config(folder)
+        assert (facts["status"], facts["seed"], facts["num_seeds"]) == ("finished", seed, 2)
+        assert facts["dataset"]["source"] == "hopper/tiny-v0" and facts["scores"] == [-20.272305, 3234.3]
+        assert facts["versions"].keys() == {"torch", "gymnasium", "mujoco", "minari", "numpy"}
+        steps = [(row["gradient_step"], row["episode"]) for row in rows(folder / "eval.csv")]
+        assert steps == [(str(step), str(episode)) for step in (0, 20, 40) for episode in (0, 1)]
+        metrics = rows(folder / "metrics.csv")
+        logged = {row["gradient_step"] for row in metrics if row["name"] == "loss/critic"}
+        assert logged == {"10", "20", "30", "40"}
+        assert {"loss/actor", "q/data", "policy/entropy", "eval/q_bias", "speed/steps_per_second"} <= {
+            row["name"] for row in metrics
+        }
+        assert list(folder.glob("events.out.tfevents.*")) and not (folder / "resume.pt").exists()
+
+
+def test_pretraining_moves_every_network_and_counts_its_updates(pretrained):
+    import offline_pretrain_sac as script
+
+    saved = torch.load(pretrained / "seed2" / "checkpoint.pt")
+    start = script.SAC(script.Args(), **saved["shape"]).init(2)
+    state = saved["state"]
+    assert saved["gradient_step"] == 40 and state["critic_adam"]["t"] == 40 and state["actor_adam"]["t"] == 40
+    for name in ("actor", "critic", "target_critic"):
+        assert all(not torch.equal(start[name][key], p) for key, p in state[name].items()), name
+    assert saved["returns"] == returns(pretrained / "seed2", gradient_step=40)
+
+
+def test_finetuning_starts_where_pretraining_stopped_and_learns(pretrained, call):
+    out, _ = call("online_finetune_sac", f"{ONLINE} --num-seeds 2 --warmup-steps 10 --q-filter-percentile 25")
+    folder = run_folder("online_finetune_sac-*")
+    assert f"{pretrained}/seed1/checkpoint.pt, 0.0 hours old, 40 updates, return" in out
+    for seed in (1, 2):
+        own, source = folder / f"seed{seed}", pretrained / f"seed{seed}"
+        assert returns(own, env_step=0) == returns(source, gradient_step=40)
+        before, after = (torch.load(path / "checkpoint.pt") for path in (source, own))
+        assert after["gradient_step"] == 70 and after["state"]["critic_adam"]["t"] == 70  # no update in the warm-up
+        for name in ("actor", "critic"):
+            pairs = zip(tree_leaves(before["state"][name]), tree_leaves(after["state"][name]), strict=True)
+            assert all(not torch.equal(one, two) for one, two in pairs), name
+    names = {row["name"] for row in rows(own / "metrics.csv")}
+    assert {"filter/fraction", "train/return", "train/length"} <= names
+
+
+@pytest.mark.parametrize(
+    "options, metrics",
+    [
+        ("--offline-ratio 0", set()),
+        ("--offline-ratio 0.5 --offline-ratio-end 0 --updates-per-step 2 --policy-delay 3", set()),
+        ("--num-candidates 3 --optimism 1 --critic-subset 1", {"candidates/q_advantage", "candidates/distance"}),
+        ("--epsilon 0.001 --bc-alpha 1 --bc-alpha-end 0", {"constraint/dual", "policy/data_log_prob"}),
+    ],
+)
+def test_finetuning_with_each_option(pretrained, call, options, metrics):
+    call("online_finetune_sac", f"{ONLINE} {options}")
+    folder = run_folder("online_finetune_sac-*/seed1")
+    saved = torch.load(folder / "checkpoint.pt")
+    per_step = 2 if "updates-per-step" in options else 1
+    updates = per_step * (40 - 16 if "ratio" in options else 40)
+    assert saved["gradient_step"] == 40 + updates and saved["state"]["critic_adam"]["t"] == 40 + updates
+    assert metrics <= {row["name"] for row in rows(folder / "metrics.csv")}
+    assert ("medium" in folder.parent.name or "tiny" in folder.parent.name) == ("--offline-ratio 0" != options)
+
+
+def test_scratch_learns_and_keeps_its_replay_when_asked(call):
+    options = "--hidden-dim 16 --warmup-steps 20 --keep-replay --num-seeds 2"
+    call("sac_scratch", f"{ONLINE} {options}")
+    folder = run_folder("sac_scratch-*")
+    saved = torch.load(folder / "seed1" / "resume.pt")
+    assert saved["rings"].shape == (2, 40, 27) and saved["added"] == 40
+    obs, next_obs = saved["rings"][..., :11], saved["rings"][..., 15:26]
+    inside = saved["ends"][:, :-1] == 0
+    assert (next_obs[:, :-1] == obs[:, 1:]).all(2)[inside].all()
+    assert torch.load(folder / "seed2" / "checkpoint.pt")["gradient_step"] == 20
+    with pytest.raises(SystemExit) as ended:
+        call("sac_scratch", f"{ONLINE} {options}")
+    assert ended.value.code == 2
+
+
+def test_scratch_with_logged_data(call):
+    call("sac_scratch", f"{ONLINE} --hidden-dim 16 --warmup-steps 5 --dataset hopper/tiny-v0 --offline-ratio 0.5")
+    assert torch.load(run_folder("sac_scratch-*/seed1") / "checkpoint.pt")["gradient_step"] == 40 - 16
+
+
+def test_the_same_command_gives_the_same_numbers_and_another_seed_others(call):
+    found = []
+    for runs, seed in (("a", 1), ("b", 1), ("c", 2)):
+        call("offline_pretrain_sac", f"{OFFLINE} --seed {seed} --runs-dir {runs}")
+        found.append(returns(run_folder("*/seed*", runs)))
+    assert found[0] == found[1] != found[2]
+
+
+def test_seeds_that_share_a_start_are_counted_as_such(pretrained, call):
+    out, _ = call("online_finetune_sac", f"{ONLINE} --num-seeds 2 --checkpoint {pretrained}/seed2")
+    facts = config(run_folder("online_finetune_sac-*/seed1"))
+    assert "2 seeds from 1 starts" in out and facts["checkpoint"]["starts"] == 1
+    call("online_finetune_sac", f"{ONLINE} --num-seeds 2")
+    assert len(list(Path("runs").glob("*/online_finetune_sac-*"))) == 2
+
+
+def test_the_newest_finished_pretraining_is_picked_and_nothing_else(pretrained, call):
+    other = shutil.copytree(pretrained, pretrained.with_name("later"))
+    for change in ({"status": "running"}, {"script": "cql_sac"}, {"format": 1}):
+        for path in other.glob("*/config.json"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"started": 1e12} | change))
+        assert finetune.newest_run(finetune.Args()) == pretrained
+        path.write_text("[]")
+        assert finetune.newest_run(finetune.Args()) == pretrained
+        path.write_text(json.dumps(config(pretrained / "seed1") | {"started": 1e12}))
+    assert finetune.newest_run(finetune.Args()) == other
+
+
+def test_data_that_were_swapped_since_the_pretraining_are_refused(pretrained, call, minari_cache, capsys):
+    folder = Path(minari_cache, "hopper/tiny-v0")
+    shutil.move(folder, folder.with_name("kept"))
+    try:
+        shutil.copytree(ROOT / "datasets/hopper/medium-v0", folder)
+        with pytest.raises(SystemExit):
+            call("online_finetune_sac", ONLINE)
+        assert "has changed since the pretraining" in capsys.readouterr().err
+    finally:
+        shutil.rmtree(folder)
+        shutil.move(folder.with_name("kept"), folder)
+
+
+def test_environments_of_ones_own_are_trained_in(call, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    for env_id in ("odd_envs:Goal-v0", "Odd/Spaced-v0"):
+        call("sac_scratch", f"{ONLINE} --hidden-dim 8 --warmup-steps 5 --env {env_id if ':' in env_id else 'odd_envs:' + env_id}")
+    folders = sorted(path.name for path in Path("runs").iterdir())
+    assert folders == ["odd_envs_Goal-v0", "odd_envs_Odd_Spaced-v0"]
+
+
+def test_weights_and_biases_is_started_before_tensorboard(call, monkeypatch):
+    """Only the package is replaced; it reads what TensorBoard's writers write."""
+    started = []
+    wandb = types.ModuleType("wandb")
+    wandb.__spec__ = types.SimpleNamespace(name="wandb")
+    wandb.init = lambda **options: started.append((options, list(Path("runs").rglob("events*"))))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    call("sac_scratch", f"{SCRATCH} --track")
+    ((options, events),) = started
+    assert options["sync_tensorboard"] and options["name"].startswith("sac_scratch") and events == []
+    assert list(Path("runs").rglob("events*"))
+
+
+def test_fifty_compiled_updates_give_the_eager_numbers(call):
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        pytest.skip("no C++ compiler")
+    torch._dynamo.reset()
+    command = OFFLINE.replace("--compile off", "").replace("--offline-steps 40", "--offline-steps 50")
+    states = []
+    for choice in ("off", "on"):
+        with inductor.patch(fallback_random=True):  # else compiled code has a random stream of its own
+            out, _ = call("offline_pretrain_sac", f"{command} --num-seeds 2 --compile {choice} --runs-dir {choice}")
+        assert ("compiling" in out) == (choice == "on") and "eagerly" not in out
+        states.append(torch.load(run_folder("*/seed2", choice) / "checkpoint.pt")["state"])
+    for eager, compiled in zip(*map(tree_leaves, states), strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-3)
+
+
+# ---- seeds that diverge ----
+
+
+def spoil(module, monkeypatch, seed_index, at_step):
+    """After `at_step` environment steps, one seed's critics are not a number any more."""
+    step = module.Collector.step
+
+    def spoiled(self, action):
+        if self.replay.added == at_step:
+            for leaf in tree_leaves(self.state["critic"]):
+                leaf[seed_index] = np.nan
+        step(self, action)
+
+    build = module.Collector.__init__
+
+    def remember(self, algorithm, state, *rest):
+        self.state = state
+        build(self, algorithm, state, *rest)
+
+    monkeypatch.setattr(module.Collector, "__init__", remember)
+    monkeypatch.setattr(module.Collector, "step", spoiled)
+
+
+def test_a_seed_that_diverges_is_named_and_the_others_go_on(call, monkeypatch, capsys):
+    spoil(sac_scratch, monkeypatch, 1, at_step=25)
+    with pytest.raises(SystemExit) as ended:
+        call("sac_scratch", f"{SCRATCH} --num-seeds 3")
+    out = capsys.readouterr().out
+    folder = run_folder("sac_scratch-*")
+    assert "seed 2 diverged before online step 30" in out and "diverged" in str(ended.value)
+    assert [config(folder / f"seed{k}")["status"] for k in (1, 2, 3)] == ["finished", "diverged", "finished"]
+    good = torch.load(folder / "seed2" / "checkpoint.pt")
+    assert good["env_step"] == 20 and all(leaf.isfinite().all() for leaf in tree_leaves(good["state"]))
+    assert not returns(folder / "seed2", env_step=40) and len(returns(folder / "seed3", env_step=40)) == 2
+
+
+def test_when_the_only_seed_diverges_the_run_ends(call, monkeypatch, capsys):
+    spoil(sac_scratch, monkeypatch, 0, at_step=25)
+    with pytest.raises(SystemExit) as ended:
+        call("sac_scratch", SCRATCH)
+    assert "no seed is left" in str(ended.value) and "go on" not in capsys.readouterr().out
+
+
+def test_an_evaluation_without_an_end_says_so(call, monkeypatch):
+    monkeypatch.setattr(sac_scratch, "EPISODE_LIMIT", 5)
+    monkeypatch.setattr(sac_scratch.Run, "log_evaluation", one_long_episode(sac_scratch.Run.log_evaluation))
+    with pytest.raises(SystemExit, match="reached the limit of 5 steps"):
+        call("sac_scratch", SCRATCH)
+
+
+def one_long_episode(log_evaluation):
+    def log(self):
+        for pending in self.pending.values():
+            pending.result()[:, 1] = 5
+        log_evaluation(self)
+
+    return log
+
+
+# ---- stopping and going on ----
+
+
+PROGRAM = "import sys, tyro, {0} as m; m.num_cores = lambda: {1}; m.main(tyro.cli(m.Args, args=sys.argv[1:]))"
+
+
+def start(script, arguments, cores=2):
+    """A run in a session of its own, as a scheduler starts it."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PROGRAM.format(script, cores), *arguments.split()]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+
+
+def finish(process):
+    out, _ = process.communicate(timeout=120)
+    return out
+
+
+def members(group):
+    """Processes of a group that are still there."""
+    listed = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True).stdout.split("\n")
+    return [line for line in listed if line.split()[:1] == [str(group)] and " Z" not in line]
+
+
+LONG = "--dataset hopper/tiny-v0 --hidden-dim 16 --batch-size 16 --compile off --device cpu --eval-episodes 1"
+
+
+def test_an_offline_run_that_is_killed_goes_on_to_the_same_bits(call, capsys):
+    command = f"{LONG} --offline-steps 600 --eval-every 200 --checkpoint-every 0.005 --num-seeds 2"
+    process = start("offline_pretrain_sac", f"{command} --runs-dir cut")
+    wait_for(lambda: list(Path("cut").rglob("resume.pt")), process)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    folder = run_folder("*", "cut")
+    assert config(folder / "seed1")["status"] == "running"
+    at = torch.load(folder / "seed1" / "resume.pt")["progress"]["offline_step"]
+    assert 0 < at < 600
+    call("offline_pretrain_sac", f"--resume {folder}")
+    call("offline_pretrain_sac", f"{command} --runs-dir whole")
+    whole = run_folder("*", "whole")
+    for seed in ("seed1", "seed2"):
+        one, two = (torch.load(path / seed / "checkpoint.pt")["state"] for path in (folder, whole))
+        assert all(torch.equal(a, b) for a, b in zip(tree_leaves(one), tree_leaves(two), strict=True))
+        assert returns(folder / seed) == returns(whole / seed)
+    assert not list(folder.rglob("resume.pt")) and config(folder / "seed1")["status"] == "finished"
+
+
+@pytest.mark.parametrize("cores", [2, 8])
+def test_sigterm_to_the_whole_group_saves_and_the_run_goes_on_with_all_rows(call, cores):
+    """With the environments in the process of the run, and in processes of their own."""
+    command = "--env odd_envs:Line-v0 --hidden-dim 8 --batch-size 16 --compile off --device cpu --eval-episodes 1"
+    command += " --online-steps 600 --warmup-steps 50 --eval-every 200 --log-every 50 --num-seeds 2 --keep-replay"
+    process = start("sac_scratch", command, cores)
+    wait_for(lambda: any("loss" in path.read_text() for path in Path("runs").rglob("metrics.csv")), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    out = finish(process)
+    assert process.returncode == 128 + signal.SIGTERM and "go on with: python sac_scratch.py --resume" in out, out
+    wait_until_gone(process.pid)
+    folder = run_folder("*")
+    saved = torch.load(folder / "seed1" / "resume.pt")
+    step = saved["progress"]["env_step"]
+    assert 50 < step < 600 and saved["added"] == saved["rings"].shape[1] == step
+    out = finish(start("sac_scratch", f"--resume {folder}", cores))
+    assert "finished" in out, out
+    ended = torch.load(folder / "seed1" / "resume.pt")
+    assert torch.equal(ended["rings"][:, :step], saved["rings"]) and ended["added"] == 600
+    for seed in ("seed1", "seed2"):
+        assert [row["env_step"] for row in rows(folder / seed / "eval.csv")] == ["0", "200", "400", "600"]
+        assert torch.load(folder / seed / "checkpoint.pt")["gradient_step"] == 550
+
+
+def wait_until_gone(group, seconds=20):
+    end = time.monotonic() + seconds
+    while members(group):
+        assert time.monotonic() < end, members(group)
+        time.sleep(0.1)
+
+
+def test_processes_of_a_run_that_is_killed_end_by_themselves(call):
+    process = start("sac_scratch", f"{SCRATCH} --online-steps 100000 --num-seeds 2", cores=8)
+    wait_for(lambda: any("return" in line for line in iter(process.stdout.readline, "") if "online" in line), process)
+    assert len(members(process.pid)) >= 4
+    process.kill()
+    process.wait()
+    wait_until_gone(process.pid)
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives(call, capsys):
+    command = f"{LONG} --offline-steps 20000 --eval-every 20000"
+    process = start("offline_pretrain_sac", command)
+    wait_for(lambda: list(Path("runs").rglob("config.json")), process)
+    with pytest.raises(SystemExit) as ended:
+        call("offline_pretrain_sac", f"{command} --overwrite")
+    assert ended.value.code == 2 and "another run writes to" in capsys.readouterr().err
+    process.kill()
+    process.wait()
+    call("offline_pretrain_sac", f"{command.replace('20000', '20')} --overwrite --runs-dir other")
+
+
+def test_a_resumed_run_purges_what_tensorboard_would_show_twice(call, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    import offline_pretrain_sac as script
+
+    log_evaluation, seen = script.Run.log_evaluation, []
+
+    def stop_once(self):
+        log_evaluation(self)
+        if self.offline_step >= 30 and not seen:
+            seen.append(self.stop(signal.SIGTERM, None))
+
+    monkeypatch.setattr(script.Run, "log_evaluation", stop_once)
+    with pytest.raises(SystemExit):
+        call("offline_pretrain_sac", OFFLINE)
+    folder = run_folder("*")
+    call("offline_pretrain_sac", f"--resume {folder}/seed1")
+    events = EventAccumulator(str(folder / "seed1"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/critic")] == [10, 20, 30, 40]
+    assert [event.step for event in events.Scalars("eval/return")] == [0, 20, 40]
+    steps = [row["gradient_step"] for row in rows(folder / "seed1" / "metrics.csv") if row["name"] == "loss/critic"]
+    assert steps == ["10", "20", "30", "40"]
+
+
+def test_help_is_shown_by_every_script():
+    for script in ("sac_scratch", "offline_pretrain_sac", "online_finetune_sac"):
+        found = subprocess.run([sys.executable, ROOT / f"{script}.py", "--help"], capture_output=True, text=True)
+        assert found.returncode == 0 and "--critic-subset" in found.stdout and "per batch" in found.stdout
