@@ -415,8 +415,9 @@ def make_env(env_id: str, in_own_process: bool = False) -> Adapter:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
         env = Adapter(gym.make(env_id, disable_env_checker=True))
-    if "mujoco" in sys.modules:  # which else writes its warnings to a file in the working directory
-        sys.modules["mujoco"].set_mju_user_warning(lambda message: None)
+    mujoco = sys.modules.get("mujoco")
+    if mujoco:  # or it writes its warnings to a file in the working directory
+        mujoco.set_mju_user_warning(lambda message: None)
     return env
 
 
@@ -502,7 +503,7 @@ def find_dataset(name: str) -> Path:
 
 
 def check_columns(name: str, columns: dict[str, np.ndarray], env: Adapter) -> None:
-    """Ends with one line if the columns (N, ...) do not fit the environment, or about an unusable row."""
+    """Ends with one line if the columns (N, ...) do not fit the environment, or about the first bad value."""
     obs_shape, action_shape = env.observation_space.shape, env.action_space.shape
     shapes = {"obs": obs_shape, "action": action_shape, "reward": (), "next_obs": obs_shape}
     for key, shape in shapes.items():
@@ -511,9 +512,9 @@ def check_columns(name: str, columns: dict[str, np.ndarray], env: Adapter) -> No
         bad = np.argwhere(~np.isfinite(columns[key])).tolist()
         if bad:
             fail(f"--dataset {name}: {key}{bad[0]} is {columns[key][tuple(bad[0])]}, no finite number")
-    outside = np.argwhere(np.abs(columns["action"]) > 1 + ROUNDING).tolist()
+    outside = np.argwhere(np.abs(columns["action"] - env.center) > env.scale * (1 + ROUNDING)).tolist()
     if outside:
-        first = f"action{outside[0]} is {columns['action'][tuple(outside[0])]:.6g} in units of [-1, 1]"
+        first = f"action{outside[0]} is {columns['action'][tuple(outside[0])]:.6g}"
         fail(
             f"--dataset {name}: {len(outside):,} values are out of bounds, {first}; --clip-actions clips them"
         )
@@ -534,16 +535,15 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
             columns, metadata = read_minari(path)
         columns = {key: np.asarray(column, np.float32) for key, column in columns.items()}
         columns["reward"] = columns["reward"].reshape(len(columns["obs"]))
-        columns["action"] = (columns["action"] - env.center) / env.scale
     except Exception as error:  # whatever h5py, Minari or NumPy raise
         fail(f"--dataset {name}: cannot be read: {error!r:.300}")
     recorded_in = json.loads(metadata.get("env_spec") or "{}").get("id")  # as text: it imports nothing
     if recorded_in and task_of(recorded_in) != task_of(args.env):
         fail(f"--dataset {name}: recorded in {recorded_in}, not in {args.env}")
-    if args.clip_actions:
-        columns["action"] = columns["action"].clip(-1, 1)
+    if args.clip_actions and columns["action"].shape[1:] == env.action_space.shape:
+        columns["action"] = columns["action"].clip(env.center - env.scale, env.center + env.scale)
     check_columns(name, columns, env)
-    columns["action"] = columns["action"].clip(-1, 1)
+    columns["action"] = ((columns["action"] - env.center) / env.scale).clip(-1, 1)
     keep, truncated = columns.pop("drop") == 0, columns.pop("truncated")
     ends = (columns["terminated"] + 2 * truncated)[keep].astype(np.uint8)
     rows = np.column_stack([*columns.values()])[keep].astype(np.float32)
@@ -783,6 +783,8 @@ class Run:
     def __init__(
         self, args: Args, shape: dict, dataset: Dataset | None, source: dict | None, saved: dict | None
     ):
+        if args.track and not find_spec("wandb"):
+            fail("--track: needs the package wandb (pip install wandb)")
         self.args, self.saved, self.started = args, saved, time.time()
         self.phase, self.offline_step, self.env_step = "offline", 0, 0
         self.gradient_step = source["gradient_step"] if source else 0
@@ -846,10 +848,10 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for folder in self.folders:
-                self.locks.append(FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0))
-                self.locks[-1].acquire()
                 if folder.exists() and not self.saved and not self.args.overwrite:
                     fail(f"--runs-dir {self.args.runs_dir}: {folder} exists; --overwrite replaces it")
+                self.locks.append(FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0))
+                self.locks[-1].acquire()
             for folder in self.folders if not self.saved else []:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()

@@ -24,9 +24,9 @@ Reads nothing, or --dataset. Writes runs/<env>/<name>/seed<k>/: config.json, eva
 metrics.csv, checkpoint.pt, TensorBoard's events. Differs from online_finetune_sac.py in its start: new
 networks, and --warmup-steps of uniformly random actions.
 
-Deviations: log std is squashed into [-5, 2]; the constraint is on squashed means, summed over action
-dimensions; lambda's steps and the division are ours; with --critic-subset the policy climbs the minimum of
-all critics (REDQ, RLPD: the mean).
+Deviations: critic and temperature rates are CleanRL's, the strongest of those tried (results/sac); log std is
+squashed into [-5, 2]; the constraint is on squashed means, summed over action dimensions; lambda's steps and
+the division are ours; with --critic-subset the policy climbs the minimum of all critics (REDQ: the mean).
 
     python sac_scratch.py --online-steps 3000 --warmup-steps 500 --eval-every 1000   a minute on a CPU core
     python sac_scratch.py --num-seeds 10                                             in full (use a GPU)
@@ -111,13 +111,13 @@ class Args:
     gamma: Share = 0.99  # discount per step
     tau: Share = 0.005  # share of the networks that moves into their targets per update
     actor_lr: Positive = 3e-4  # Adam's step size
-    critic_lr: Positive = 3e-4  # Adam's step size
-    alpha_lr: Positive = 3e-4  # Adam's step size for the log temperature
+    critic_lr: Positive = 1e-3  # Adam's step size
+    alpha_lr: Positive = 1e-3  # Adam's step size for the log temperature
     target_entropy: Finite | None = None  # nats; default: minus the number of action dimensions
     policy_delay: Count = 1  # critic updates per update of the policy
     num_critics: Count = 2  # critics per seed, of which a minimum is used
     critic_subset: Whole = 0  # targets from that many random critics (REDQ, RLPD: 2 of 10); 0: all
-    layer_norm: bool = True  # LayerNorm in the critics
+    layer_norm: bool = False  # LayerNorm in the critics
     hidden_dim: Count = 256  # width of the two hidden layers
     # online
     online_steps: Count = 100_000  # environment steps per seed
@@ -453,8 +453,9 @@ def make_env(env_id: str, in_own_process: bool = False) -> Adapter:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
         env = Adapter(gym.make(env_id, disable_env_checker=True))
-    if "mujoco" in sys.modules:  # which else writes its warnings to a file in the working directory
-        sys.modules["mujoco"].set_mju_user_warning(lambda message: None)
+    mujoco = sys.modules.get("mujoco")
+    if mujoco:  # or it writes its warnings to a file in the working directory
+        mujoco.set_mju_user_warning(lambda message: None)
     return env
 
 
@@ -540,7 +541,7 @@ def find_dataset(name: str) -> Path:
 
 
 def check_columns(name: str, columns: dict[str, np.ndarray], env: Adapter) -> None:
-    """Ends with one line if the columns (N, ...) do not fit the environment, or about an unusable row."""
+    """Ends with one line if the columns (N, ...) do not fit the environment, or about the first bad value."""
     obs_shape, action_shape = env.observation_space.shape, env.action_space.shape
     shapes = {"obs": obs_shape, "action": action_shape, "reward": (), "next_obs": obs_shape}
     for key, shape in shapes.items():
@@ -549,9 +550,9 @@ def check_columns(name: str, columns: dict[str, np.ndarray], env: Adapter) -> No
         bad = np.argwhere(~np.isfinite(columns[key])).tolist()
         if bad:
             fail(f"--dataset {name}: {key}{bad[0]} is {columns[key][tuple(bad[0])]}, no finite number")
-    outside = np.argwhere(np.abs(columns["action"]) > 1 + ROUNDING).tolist()
+    outside = np.argwhere(np.abs(columns["action"] - env.center) > env.scale * (1 + ROUNDING)).tolist()
     if outside:
-        first = f"action{outside[0]} is {columns['action'][tuple(outside[0])]:.6g} in units of [-1, 1]"
+        first = f"action{outside[0]} is {columns['action'][tuple(outside[0])]:.6g}"
         fail(
             f"--dataset {name}: {len(outside):,} values are out of bounds, {first}; --clip-actions clips them"
         )
@@ -572,16 +573,15 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
             columns, metadata = read_minari(path)
         columns = {key: np.asarray(column, np.float32) for key, column in columns.items()}
         columns["reward"] = columns["reward"].reshape(len(columns["obs"]))
-        columns["action"] = (columns["action"] - env.center) / env.scale
     except Exception as error:  # whatever h5py, Minari or NumPy raise
         fail(f"--dataset {name}: cannot be read: {error!r:.300}")
     recorded_in = json.loads(metadata.get("env_spec") or "{}").get("id")  # as text: it imports nothing
     if recorded_in and task_of(recorded_in) != task_of(args.env):
         fail(f"--dataset {name}: recorded in {recorded_in}, not in {args.env}")
-    if args.clip_actions:
-        columns["action"] = columns["action"].clip(-1, 1)
+    if args.clip_actions and columns["action"].shape[1:] == env.action_space.shape:
+        columns["action"] = columns["action"].clip(env.center - env.scale, env.center + env.scale)
     check_columns(name, columns, env)
-    columns["action"] = columns["action"].clip(-1, 1)
+    columns["action"] = ((columns["action"] - env.center) / env.scale).clip(-1, 1)
     keep, truncated = columns.pop("drop") == 0, columns.pop("truncated")
     ends = (columns["terminated"] + 2 * truncated)[keep].astype(np.uint8)
     rows = np.column_stack([*columns.values()])[keep].astype(np.float32)
@@ -866,6 +866,8 @@ class Run:
     def __init__(
         self, args: Args, shape: dict, dataset: Dataset | None, source: dict | None, saved: dict | None
     ):
+        if args.track and not find_spec("wandb"):
+            fail("--track: needs the package wandb (pip install wandb)")
         self.args, self.saved, self.started = args, saved, time.time()
         self.phase, self.offline_step, self.env_step = "offline", 0, 0
         self.gradient_step = source["gradient_step"] if source else 0
@@ -929,10 +931,10 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for folder in self.folders:
-                self.locks.append(FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0))
-                self.locks[-1].acquire()
                 if folder.exists() and not self.saved and not self.args.overwrite:
                     fail(f"--runs-dir {self.args.runs_dir}: {folder} exists; --overwrite replaces it")
+                self.locks.append(FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0))
+                self.locks[-1].acquire()
             for folder in self.folders if not self.saved else []:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
