@@ -38,7 +38,7 @@ import td3_bc  # noqa: E402
 
 @dataclass
 class Args:
-    algorithm: Literal["sac", "td3_bc", "cql_sac", "iql", "awac", "o3f_select"] = "sac"  # script; sac: sac_scratch.py
+    algorithm: Literal["sac", "td3_bc", "cql_sac", "iql", "awac", "o3f_select"] = "sac"  # sac: sac_scratch.py
     env: str = "Hopper-v4"  # Gymnasium id
     num_seeds: int = 1  # seeds of the stacked script; the plain version has one
     device: str = "cpu"  # cpu or cuda
@@ -126,7 +126,10 @@ class PlainCQL(PlainSAC):
             for group, log_prob in groups:
                 log_density = -action.shape[1] * math.log(2) if log_prob is None else log_prob
                 rated.append((critic(torch.cat([states, group], 1))[:, 0] - log_density).view(len(obs), 10))
-            loss = loss + 5 * (torch.cat(rated, 1).logsumexp(1) - critic(torch.cat([obs, action], 1))[:, 0]).mean()
+            loss = (
+                loss
+                + 5 * (torch.cat(rated, 1).logsumexp(1) - critic(torch.cat([obs, action], 1))[:, 0]).mean()
+            )
         return loss
 
 
@@ -234,10 +237,15 @@ class PlainO3F:
         self.encoder = mlp(obs_dim + action_dim, 4 * action_dim, device)
         self.decoder = mlp(obs_dim + 2 * action_dim, action_dim, device)
         self.critics = nn.ModuleList(mlp(obs_dim + action_dim, 1, device) for _ in range(5))
-        targets = (copy.deepcopy(net).requires_grad_(False) for net in (self.actor, self.decoder, self.critics))
+        targets = (
+            copy.deepcopy(net).requires_grad_(False) for net in (self.actor, self.decoder, self.critics)
+        )
         self.t_actor, self.t_decoder, self.t_critics = targets
         vae = [*self.encoder.parameters(), *self.decoder.parameters()]
-        self.actor_adam, self.vae_adam = torch.optim.Adam(self.actor.parameters(), 3e-4), torch.optim.Adam(vae, 3e-4)
+        self.actor_adam, self.vae_adam = (
+            torch.optim.Adam(self.actor.parameters(), 3e-4),
+            torch.optim.Adam(vae, 3e-4),
+        )
         self.critic_adam = torch.optim.Adam(self.critics.parameters(), 3e-4)
         self.value_adam = torch.optim.Adam(self.value.parameters(), 3e-4)
 
@@ -286,25 +294,53 @@ SCRIPTS = {"sac": (sac, PlainSAC), "td3_bc": (td3_bc, PlainTD3BC), "cql_sac": (c
 SCRIPTS |= {"iql": (iql, PlainIQL), "awac": (awac, PlainAWAC), "o3f_select": (o3f_select, PlainO3F)}
 
 
+def second_house(args: Args, compile: str, layer_norm: bool, rows: np.ndarray, obs_dim: int, action_dim: int):
+    """The same pair for sac_scratch.py, which is written for one seed and vmapped."""
+    options = sac.Args(env=args.env, num_seeds=args.num_seeds, compile=compile, layer_norm=layer_norm)
+    shape = {"obs_dim": obs_dim, "action_dim": action_dim, "hidden_dim": 256, "num_critics": 2}
+    algorithm = sac.SAC(options, layer_norm=layer_norm, **shape)
+    state = sac.on_device(None, [algorithm.init(seed) for seed in range(args.num_seeds)], args.device)
+    dataset = sac.Dataset(rows[:, :-1].copy(), np.zeros(len(rows), np.uint8), {})
+    replay = sac.Replay(options, shape, dataset, 100_000, args.device)
+    loop = sac.update_loop(algorithm, state, replay, options, total=10**9)
+    collector = sac.Collector(algorithm, state, replay, options, 0)
+
+    def updates() -> None:
+        loop(1, 10 if args.device == "cuda" else 1)
+
+    def online_step() -> None:
+        action = collector.act()
+        loop(1, args.updates_per_step)
+        collector.step(action)
+
+    return updates, online_step
+
+
 def stacked(args: Args, compile: str, layer_norm: bool, rows: np.ndarray, obs_dim: int, action_dim: int):
     """(offline updates, one online step) of all seeds of the script; on CUDA ten updates a call, as train_offline."""
+    if args.algorithm == "sac":
+        return second_house(args, compile, layer_norm, rows, obs_dim, action_dim)
     seeds, script = list(range(1, args.num_seeds + 1)), SCRIPTS[args.algorithm][0]
     options = script.Args(env=args.env, num_seeds=args.num_seeds, compile=compile)
     if script is cql_sac:
         options.cql_alpha = 5.0
     agent = script.Agent(seeds, obs_dim, action_dim, 256, options.num_critics, layer_norm)
     if script is o3f_select:
-        script.set_scales(agent, rows[:, obs_dim : obs_dim + action_dim], rows[:, obs_dim + action_dim], options.gamma)
+        script.set_scales(
+            agent, rows[:, obs_dim : obs_dim + action_dim], rows[:, obs_dim + action_dim], options.gamma
+        )
     agent = agent.to(args.device)
     table = script.ReplayTable(rows, args.num_seeds, agent.shape, 100_000, "append", args.device)
-    updates = script.update_loop(agent, table, options, total=10**9, repeat=10 if args.device == "cuda" else 1)
+    updates = script.update_loop(
+        agent, table, options, total=10**9, repeat=10 if args.device == "cuda" else 1
+    )
     online_updates = updates
     if args.updates_per_step > 1 or args.device == "cuda":
         if script is o3f_select:  # online, one policy update a step
             options.policy_delay = args.updates_per_step
         online_updates = script.update_loop(agent, table, options, total=10**9, repeat=args.updates_per_step)
     acting = script.Acting(agent, agent.shape, options, args.device)
-    envs = sac.make_envs(args.env, seeds)
+    envs = script.make_envs(args.env, seeds)
     obs, _ = envs.reset(seed=seeds)
 
     def online_step() -> None:
@@ -369,15 +405,21 @@ def main(args: Args) -> None:
                 if turn:
                     found.append(args.updates / (time.perf_counter() - start))
     base = [np.median(found) for found in rates["plain PyTorch, eager"]]
-    hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    table = [["variant", "seeds", "updates/s a seed", "x plain", "online steps/s a seed", "x plain", "hardware"]]
+    hardware = (
+        torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    )
+    table = [
+        ["variant", "seeds", "updates/s a seed", "x plain", "online steps/s a seed", "x plain", "hardware"]
+    ]
     for name, (_, seeds) in variants.items():
         offline, online = (np.median(found) for found in rates[name])
         ratios = [f"{offline * seeds / base[0]:.2f}", f"{online * seeds / base[1]:.2f}"]
         offline, online = (f"{rate:.{0 if rate >= 10 else 1}f}" for rate in (offline, online))
         table.append([name, seeds, offline, ratios[0], online, ratios[1], hardware])
     if args.updates_per_step != 1:
-        for row, cell in zip(table, ["updates an online step"] + [args.updates_per_step] * len(variants), strict=True):
+        for row, cell in zip(
+            table, ["updates an online step"] + [args.updates_per_step] * len(variants), strict=True
+        ):
             row.insert(-1, cell)
     for row in table:
         print("  ".join(f"{cell!s:<38}" if i == 0 else f"{cell!s:>16}" for i, cell in enumerate(row)))
