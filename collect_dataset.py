@@ -1,201 +1,133 @@
-"""Roll out a policy into a Minari dataset, or mix datasets that exist.
+"""Make a Minari dataset: of a policy's episodes, of what a run collected, of other datasets, of a D4RL file.
 
-The policy is uniformly random or a checkpoint's; its actions are drawn (D4RL's convention), deterministic,
-or deterministic with noise. --mix takes whole episodes of other datasets, drawn without replacement.
+--policy    Uniformly random actions, or a checkpoint's: drawn (D4RL's convention), deterministic or noisy.
+            Exactly --steps transitions; the episode that they end in counts as truncated. Episode k's reset
+            seed and noise follow from (--seed, k). Several run side by side, for one batched call of the
+            policy, but are kept in the order of k: stopping favours neither short episodes nor long ones.
+--from-run  The online transitions that a run keeps in resume.pt: with --keep-replay, or while unfinished.
+--mix       Whole episodes of other datasets, drawn without replacement; each dataset's last one may be cut.
+--convert   A D4RL .hdf5 file.
 
-Exactly --steps transitions are written, and the episode that they end in is cut: it counts as truncated.
-Episode k has its own reset seed and its own noise, which follow from (--seed, k). Several run side by side,
-for one batched call of the policy, but they are kept in the order of k: this is what a single environment
-gives, one episode after the other, so that stopping favours neither short episodes nor long ones.
+Reads   what the option names; never changes it.
+Writes  --dataset-id in Minari's cache (MINARI_DATASETS_PATH, else ~/.minari/datasets), whole or not at all.
+        Observations (float32) are in the environment's own space, actions in its own bounds, as executed;
+        rewards per step (undiscounted); the reset seed of an episode where it is known; as metadata the
+        environment, the command, what acted and D4RL's reference returns. Plain Minari loads it.
 
-Reads   --policy: checkpoint.pt; or --mix: Minari datasets (a folder, Minari's cache or datasets/).
-Writes  <dataset-id> in Minari's cache (MINARI_DATASETS_PATH, else ~/.minari/datasets), as float32:
-        observations in the environment's units, actions as executed (in the environment's own bounds),
-        rewards a step (undiscounted), each episode's reset seed; as metadata the environment, the command,
-        what acted, D4RL's reference returns. Plain Minari loads it.
-
-Conventions (D4RL's). N: the first step in the expert's eval.csv with a third of its last return.
+How D4RL's kinds are made. N: the first step in the expert's eval.csv with a third of its last return.
     expert         sac_scratch.py --online-steps 1000000
-                   collect_dataset.py --policy runs/Hopper-v4/sac_scratch-online1000k --dataset-id hopper/expert-v0
-    medium-replay  sac_scratch.py --online-steps N --save-dataset hopper/medium-replay-v1
-    medium         collect_dataset.py --policy runs/Hopper-v4/sac_scratch-onlineN --dataset-id hopper/medium-v1
+                   collect_dataset.py --policy <folder of that run> --dataset-id hopper/expert-v0
+    medium-replay  sac_scratch.py --online-steps N --keep-replay
+                   collect_dataset.py --from-run <folder of that run> --dataset-id hopper/medium-replay-v1
+    medium         collect_dataset.py --policy <folder of that run> --dataset-id hopper/medium-v1
     medium-expert  collect_dataset.py --mix hopper/medium-v1=0.5 hopper/expert-v0=0.5 --steps 200000
                    --dataset-id hopper/medium-expert-v0
-Such data are self-collected, D4RL-style: do not compare them with tables that were made with D4RL's.
+Such data are self-collected: do not compare them with tables that were made with D4RL's.
 
 Run, under a minute on one CPU core (about 900 episodes, mean return about 19):
     python collect_dataset.py --policy random --dataset-id hopper/random-v0 --steps 20000
 """
 
-from __future__ import annotations
-
-import math
+import json
 import os
+import re
 import shlex
 import shutil
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal, NamedTuple, NoReturn
 
 import gymnasium as gym
 import minari
 import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from tqdm import tqdm
 
-LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # CleanRL's range for the policy's log standard deviation
-UNIFORM_SCALE = 0.333  # of Acme's initial weights: uniform within UNIFORM_SCALE * sqrt(3 / inputs)
-LAST_LAYER_SCALE = 0.01  # the same for the policy's last layer, which starts near zero
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # CleanRL's range of the policy's log standard deviation
 NUM_ENVS = 8  # episodes side by side; another number gives the same ones, but for rounding
-Recipe = tuple[Callable[[], tuple[np.ndarray, list]], str, str, str]  # see `collect`; env, algorithm, what acts
+DEFAULT_STEPS = 100_000
+
+Whole = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass
 class Args:
-    # source: one of the two
-    policy: str | None = None  # random, or a checkpoint: checkpoint.pt, its folder, or the folder of a run of one seed
-    mix: tuple[str, ...] = ()
-    """Minari ids or folders with their shares of the transitions (hopper/medium-v0=0.5 hopper/expert-v0=0.5);
-    a dataset without a share gets an equal one"""
-    # dataset
-    dataset_id: str = ""  # Minari id of the new dataset (hopper/medium-v1)
-    steps: int = 100_000  # transitions to write
+    dataset_id: str  # Minari id of the new dataset: hopper/medium-v1
+    # source: one of these
+    policy: str | None = None  # random, or a checkpoint.pt, its folder, or the folder of a run with one seed
+    from_run: str | None = None  # folder of a run (its first seed) or of one of its seeds
+    mix: tuple[str, ...] = ()  # Minari ids or folders with their shares: hopper/a-v0=0.5 hopper/b-v0=0.5
+    convert: str | None = None  # D4RL .hdf5 file
+    # what is taken
+    steps: Count | None = None  # transitions to write; default: 100,000, of a run and of a D4RL file all
     env_id: Annotated[str | None, tyro.conf.arg(name="env")] = None
-    """Gymnasium id. Default: that of the checkpoint or of the datasets; Hopper-v4 for random"""
-    data_seed: Annotated[int, tyro.conf.arg(name="seed")] = 1  # of starts, noise and drawn episodes
+    """Gymnasium id; module:Id-v0 imports the module first. Default: the source's; Hopper-v4 for random"""
+    data_seed: Annotated[Whole, tyro.conf.arg(name="seed")] = 1  # of starts, noise and drawn episodes
     # actions of a checkpoint
-    actions: Literal["stochastic", "deterministic", "noisy"] = "stochastic"  # noisy: deterministic plus Gaussian noise
-    noise_std: float = 0.1  # of noisy actions, in units of actions in [-1, 1]; the sum is clipped
+    actions: Literal["stochastic", "deterministic", "noisy"] = "stochastic"  # noisy: deterministic plus noise
+    noise_std: NonNegative = 0.1  # of noisy actions, in units of actions in [-1, 1]; the sum is clipped
 
 
-class TD3MLP(nn.Module):
-    """Two hidden layers on standardised inputs: LayerNorm, tanh, ELU (TD3-C, appendix B), or ReLU twice (TD3)."""
-
-    def __init__(self, generators, copies, in_dim, hidden_dim, out_dim, layer_norm):
-        super().__init__()
-        self.layers = nn.ModuleList(
-            StackedLinear(generators, copies, i, o)
-            for i, o in ((in_dim, hidden_dim), (hidden_dim, hidden_dim), (hidden_dim, out_dim))
-        )
-        stack = len(generators) * copies
-        self.register_buffer("input_mean", torch.zeros(stack, 1, in_dim))
-        self.register_buffer("input_std", torch.ones(stack, 1, in_dim))
-        self.layer_norm = layer_norm
-        if layer_norm:
-            self.scale = nn.Parameter(torch.ones(stack, 1, hidden_dim))
-            self.shift = nn.Parameter(torch.zeros(stack, 1, hidden_dim))
-            for layer in self.layers:
-                layer.weight.data *= UNIFORM_SCALE * math.sqrt(3)
-                layer.bias.data.zero_()
-
-    def forward(self, x: Tensor) -> Tensor:
-        first, second, last = self.layers
-        x = first((x - self.input_mean) / self.input_std)
-        if not self.layer_norm:
-            return last(F.relu(second(F.relu(x))))
-        x = F.layer_norm(x, x.shape[-1:]) * self.scale + self.shift
-        return last(F.elu(second(x.tanh())))
+def mlp(params: dict[str, Tensor], x: Tensor, layer_norm: bool = False) -> Tensor:
+    """(..., in) -> (..., out), or (...) for one output; LayerNorm (no scale, no shift) before each ReLU if asked."""
+    *hidden, last = range(len(params) // 2)
+    for layer in hidden:
+        x = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
+        x = F.relu(F.layer_norm(x, x.shape[-1:]) if layer_norm else x)
+    weight, bias = params[f"{last}.weight"], params[f"{last}.bias"]
+    if len(weight) > 1:
+        return F.linear(x, weight, bias)
+    return (x * weight[0]).sum(-1) + bias[0]  # on CUDA faster than a matrix with one column
 
 
-class GaussianActor(nn.Module):
-    """Tanh-Gaussian policy: obs (S, B, O) -> mean and log_std (S, B, A), before the tanh."""
+def td3_network(params: dict[str, Tensor], x: Tensor) -> Tensor:
+    """TD3's policy before its tanh, on standardised inputs (TD3+BC); or TD3-C's network (appendix B)."""
+    x = (x - params["input_mean"]) / params["input_std"]
+    if "scale" not in params:
+        layers = {name: params[name] for name in params if not name.startswith("input")}
+        return mlp(layers, x).reshape(len(x), -1)
+    x = F.linear(x, params["0.weight"], params["0.bias"])
+    x = F.layer_norm(x, x.shape[-1:]) * params["scale"] + params["shift"]
+    x = F.elu(F.linear(x.tanh(), params["1.weight"], params["1.bias"]))
+    return F.linear(x, params["2.weight"], params["2.bias"])
 
-    def __init__(self, generators, obs_dim, action_dim, hidden_dim):
-        super().__init__()
-        self.mlp = MLP(generators, 1, obs_dim, hidden_dim, 2 * action_dim, layer_norm=False)
 
-    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_std = self.mlp(obs).chunk(2, -1)
+def policy_action(family: str, params: dict, obs: Tensor, noise: Tensor, args: Args) -> Tensor:
+    """Actions (B, A) in [-1, 1] at obs (B, O), by --actions; noise (B, A) is standard normal."""
+    if family == "td3":
+        action = td3_network(params, obs).tanh()
+    else:
+        mean, log_std = mlp(params, obs).chunk(2, -1)
         log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (log_std.tanh() + 1)
-        return mean, log_std
+        if args.actions == "stochastic":
+            mean = mean + log_std.exp() * noise
+        action = mean.tanh()
+    if args.actions == "noisy":
+        action = (action + args.noise_std * noise).clamp(-1, 1)
+    return action
 
 
-class DeterministicActor(nn.Module):
-    """Deterministic policy: obs (S, B, O) -> action (S, B, A) in [-1, 1]."""
-
-    def __init__(self, generators, obs_dim, action_dim, hidden_dim, layer_norm):
-        super().__init__()
-        self.mlp = TD3MLP(generators, 1, obs_dim, hidden_dim, action_dim, layer_norm)
-        if layer_norm:
-            self.mlp.layers[-1].weight.data *= LAST_LAYER_SCALE / UNIFORM_SCALE
-
-    def forward(self, obs: Tensor) -> Tensor:
-        return self.mlp(obs).tanh()
-
-
-def gaussian_action(actor: GaussianActor, obs: Tensor, noise: Tensor, args: Args) -> Tensor:
-    """obs (1, B, O), standard normal noise (1, B, A) -> action (1, B, A) in [-1, 1], a draw if stochastic."""
-    mean, log_std = actor(obs)
-    return (mean + log_std.exp() * noise).tanh() if args.actions == "stochastic" else mean.tanh()
-
-
-def deterministic_action(actor: DeterministicActor, obs: Tensor, noise: Tensor, args: Args) -> Tensor:
-    """obs (1, B, O), noise (1, B, A) and args, which are not used -> action (1, B, A) in [-1, 1]."""
-    return actor(obs)
-
-
-# Family of checkpoints: its actor, the sizes that make one, and how it acts.
-SIZES = "obs_dim", "action_dim", "hidden_dim"
-FAMILIES = {
-    "sac": (GaussianActor, SIZES, gaussian_action),
-    "td3": (DeterministicActor, (*SIZES, "layer_norm"), deterministic_action),
+SCRIPT, BUNDLED = Path(__file__).stem, Path(__file__).resolve().parent / "datasets"
+FORMAT = 2  # of checkpoint.pt and resume.pt; files of the first format name none
+D4RL_SCORES = {  # returns of a random and of an expert policy (Fu et al. 2020, arXiv 2004.07219)
+    "HalfCheetah": [-280.178953, 12135.0],
+    "Hopper": [-20.272305, 3234.3],
+    "Walker2d": [1.629008, 4592.3],
+    "Ant": [-325.6, 3879.7],
 }
-BUNDLED = Path(__file__).resolve().parent / "datasets"
-D4RL_SCORES = {  # undiscounted returns of a random and of an expert policy (Fu et al. 2020, arXiv 2004.07219)
-    "HalfCheetah": (-280.178953, 12135.0),
-    "Hopper": (-20.272305, 3234.3),
-    "Walker2d": (1.629008, 4592.3),
-    "Ant": (-325.6, 3879.7),
-}
-
-
-class StackedLinear(nn.Module):
-    """Independent linear layers side by side: (stack, B, in) -> (stack, B, out).
-
-    A seed's CPU generator draws its `copies` neighbouring layers, whatever seeds are beside it; PyTorch's defaults.
-    """
-
-    def __init__(self, generators: list[torch.Generator], copies: int, in_dim: int, out_dim: int):
-        super().__init__()
-        bound = 1 / math.sqrt(in_dim)
-
-        def uniform(*shape: int) -> nn.Parameter:
-            draws = [torch.empty(copies, *shape).uniform_(-bound, bound, generator=g) for g in generators]
-            return nn.Parameter(torch.cat(draws))
-
-        self.weight = uniform(in_dim, out_dim)
-        self.bias = uniform(1, out_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.weight.shape[2] == 1:  # a matrix with one column: multiply and sum is the faster kernel
-            return (x * self.weight.mT).sum(2, keepdim=True) + self.bias
-        return torch.bmm(x, self.weight) + self.bias  # baddbmm would first copy the bias to the output
-
-
-class MLP(nn.Module):
-    """Two hidden ReLU layers, with LayerNorm (no scale, no shift) before each ReLU if asked."""
-
-    def __init__(self, generators, copies, in_dim, hidden_dim, out_dim, layer_norm):
-        super().__init__()
-        sizes = in_dim, hidden_dim, hidden_dim, out_dim
-        self.layers = nn.ModuleList(StackedLinear(generators, copies, *sizes[i : i + 2]) for i in range(3))
-        self.layer_norm = layer_norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = layer(x)
-            x = F.relu(F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
-        return self.layers[-1](x)
+ROUNDING = 1e-4  # how far outside [-1, 1] a recorded action may lie
 
 
 def fail(message: str) -> NoReturn:
@@ -204,130 +136,329 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def make_env(env_id: str) -> gym.Env:
-    """One environment whose observations are vectors and whose actions are in [-1, 1]."""
-    with suppress(ImportError):  # without this, MuJoCo writes its warnings to MUJOCO_LOG.TXT where one works
-        import mujoco
-
-        mujoco.set_mju_user_warning(lambda message: None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
-        env = gym.make(env_id, disable_env_checker=True)
-    if isinstance(env.observation_space, gym.spaces.Dict):  # an observation and its goal, flattened in Minari's order
-        env.observation_space = gym.spaces.Dict(dict(env.observation_space))  # its keys sorted
-        env = gym.wrappers.FlattenObservation(env)
-    box = isinstance(env.action_space, gym.spaces.Box) and env.action_space.is_bounded()
-    return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)) if box else env
+def task_of(env_id: str) -> str:
+    """Hopper, of Hopper-v4 and of module:Hopper-v4."""
+    return env_id.rpartition(":")[2].rpartition("-v")[0]
 
 
-def open_env(env_id: str) -> gym.Env:
-    """The environment, actions in [-1, 1]; ends with one line if there is none, or none of vectors."""
+# ---- environments ----
+
+
+def to_vector(obs, time_axes: int = 0) -> np.ndarray:
+    """Observations as new float32 vectors; a Dict's parts are joined in the order of their keys."""
+    if isinstance(obs, dict):
+        return np.concatenate([to_vector(obs[key], time_axes) for key in sorted(obs)], -1)
+    obs = np.array(obs, np.float32)
+    return obs.reshape(*obs.shape[:time_axes], -1)
+
+
+def from_vector(vectors: np.ndarray, space: gym.Space) -> np.ndarray | dict:
+    """Observations (T, O) as `space` has them, the inverse of to_vector; real numbers stay float32."""
+    if not isinstance(space, gym.spaces.Dict):
+        dtype = np.float32 if space.dtype.kind == "f" else space.dtype
+        return vectors.reshape(len(vectors), *space.shape).astype(dtype)
+    keys = sorted(space)
+    sizes = [to_vector(space[key].sample()).size for key in keys]
+    parts = np.split(vectors, np.cumsum(sizes)[:-1], 1)
+    return {key: from_vector(part, space[key]) for key, part in zip(keys, parts, strict=True)}
+
+
+class Adapter(gym.Wrapper):
+    """An environment as the algorithms see it: observations (O,), actions (A,) in [-1, 1], plain numbers."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        actions, size = env.action_space, to_vector(env.observation_space.sample()).shape
+        is_vector = isinstance(actions, gym.spaces.Box) and len(actions.shape) == 1
+        if not is_vector or actions.dtype.kind != "f" or not actions.is_bounded():
+            raise ValueError(f"actions must be bounded vectors of real numbers, not {actions}")
+        if (actions.low >= actions.high).any():
+            raise ValueError(f"the lower bounds of actions must be below the upper ones: {actions}")
+        self.center, self.scale = (actions.high + actions.low) / 2, (actions.high - actions.low) / 2
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, size, np.float32)
+        self.action_space = gym.spaces.Box(-1, 1, actions.shape, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        obs, info = self.env.reset(seed=seed, options=options)
+        return to_vector(obs), info
+
+    def step(self, action: np.ndarray):
+        space = self.env.action_space
+        action = np.clip(self.center + self.scale * action, space.low, space.high).astype(space.dtype)
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return to_vector(obs), np.asarray(reward).item(), bool(terminated), bool(truncated), info
+
+
+def adapted_env(env_id: str) -> Adapter:
+    """The environment, adapted; ends with one line if it cannot be used."""
     try:
-        env = make_env(env_id)
-    except (gym.error.Error, ImportError) as error:
-        fail(f"--env {env_id}: Gymnasium cannot make it ({str(error).strip().splitlines()[0]})")
-    spaces, limit = (env.observation_space, env.action_space), env.spec.max_episode_steps
-    if not all(isinstance(s, gym.spaces.Box) and len(s.shape) == 1 for s in spaces) or limit is None:
-        fail(f"--env {env_id}: must have vector observations and actions (one-dimensional Boxes) and a step limit")
-    if not env.action_space.is_bounded():
-        fail(f"--env {env_id}: its actions must be bounded")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
+            env = Adapter(gym.make(env_id, disable_env_checker=True))
+        nothing = np.zeros((1, *env.observation_space.shape), np.float32)
+        from_vector(nothing, env.env.observation_space)  # so that it does not fail in the end
+    except Exception as error:  # its constructor may raise anything
+        fail(f"--env {env_id}: cannot be used: {error!r:.300}")
+    if "mujoco" in sys.modules:  # which else writes its warnings to a file in the working directory
+        sys.modules["mujoco"].set_mju_user_warning(lambda message: None)
     return env
 
 
-def random_recipe(args: Args) -> Recipe:
-    """Uniformly random actions."""
-    env_id = args.env_id or "Hopper-v4"
-    (action_dim,) = open_env(env_id).action_space.shape
+def registration_of(env: Adapter) -> gym.envs.registration.EnvSpec | None:
+    """What Minari makes the environment from again; None if that cannot be written down."""
+    spec = gym.spec(env.unwrapped.spec.id)
+    entry = spec.entry_point
+    if callable(entry):
+        if not entry.__qualname__.isidentifier():  # a lambda
+            return None
+        spec = replace(spec, entry_point=f"{entry.__module__}:{entry.__qualname__}")
+    return spec
 
-    def act(obs: np.ndarray, generators: list[np.random.Generator]) -> np.ndarray:
-        return np.stack([g.uniform(-1, 1, action_dim) for g in generators]).astype(np.float32)
 
-    return partial(collect, act, env_id, args), env_id, "random", "uniformly random actions"
+class Data(NamedTuple):
+    """Transitions, one episode after the other, each in the order of time.
+
+    Columns: obs (N, O), action (N, A) as executed, reward (N,), next_obs (N, O), terminated (N,), last (N,):
+    whether the episode ends there, reset_seed (N,) of the row's episode, -1 where it is not known.
+    """
+
+    env: Adapter
+    env_id: str  # with its module
+    columns: dict[str, np.ndarray]
+    algorithm: str
+    about: str
 
 
-def checkpoint_recipe(args: Args) -> Recipe:
-    """The actor behind --policy; ends with one line if that is no checkpoint of ours or does not fit."""
-    folder = Path(args.policy)
-    paths = [folder, folder / "checkpoint.pt", *sorted(folder.glob("seed*/checkpoint.pt"))]
-    if len(paths := [path for path in paths if path.is_file()]) != 1:
-        several = paths and f"holds {len(paths)} seeds; name the folder of one, such as {paths[0].parent}"
-        fail(f"--policy {folder}: {several or 'neither random, nor a checkpoint.pt, nor a folder with one'}")
-    path = paths[0]
-    try:  # weights_only: a file that carries code is refused, not run
-        facts = torch.load(path, map_location="cpu", weights_only=True)
-        shape = dict(facts["shape"])
-        algorithm, env_id = str(facts["algorithm"]), str(facts["env"])
-        about = f"{args.actions} actions{f' ({args.noise_std:g})' if args.actions == 'noisy' else ''} of run "
-        about += f"{facts['run']}, seed {facts['seed']}, after {facts['env_step']:,} environment steps and "
-        about += f"{facts['gradient_step']:,} updates ({facts['phase']} phase)"
-        state = {name[6:]: value for name, value in facts["agent"].items() if name.startswith("actor.")}
-        finite = all(value.isfinite().all() for value in state.values())
-    except Exception as error:  # whatever torch.load raises on a damaged or foreign file
-        fail(f"--policy {path}: is no checkpoint of these scripts ({type(error).__name__})")
-    if algorithm not in FAMILIES:
-        fail(f"--policy {path}: its algorithm is {algorithm}, none of {', '.join(FAMILIES)}")
-    if args.env_id not in (None, env_id):
-        fail(f"--env {args.env_id}: the checkpoint {path} is of {env_id}")
-    env = open_env(env_id)
-    dims = {"obs_dim": env.observation_space.shape[0], "action_dim": env.action_space.shape[0]}
-    if dims.items() - shape.items() or not finite:
-        fail(f"--policy {path}: its parameters are not finite, or of other shapes than {env_id}")
-    make_actor, sizes, family_action = FAMILIES[algorithm]
-    if family_action is deterministic_action and args.actions == "stochastic":
-        fail(f"--actions stochastic: the policy of {path} has no distribution; say deterministic or noisy")
-    try:
-        actor = make_actor([torch.Generator()], *(shape[size] for size in sizes)).requires_grad_(False)
-        actor.load_state_dict(state)
-    except (RuntimeError, TypeError, KeyError) as error:
-        fail(f"--policy {path}: its tensors do not fit ({str(error).splitlines()[0]})")
+def columns_of(env: Adapter, rows: np.ndarray, last: np.ndarray, reset_seed: np.ndarray) -> dict:
+    """Data's columns, from rows (N, 2 O + A + 2) as a replay has them: actions in [-1, 1]."""
+    (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
+    borders = np.cumsum([obs_dim, action_dim, 1, obs_dim])
+    obs, action, reward, next_obs, terminated = np.split(rows, borders, 1)
+    space = env.env.action_space
+    executed = np.clip(env.center + env.scale * action, space.low, space.high).astype(space.dtype)
+    return {
+        "obs": obs,
+        "action": executed,
+        "reward": reward[:, 0],
+        "next_obs": next_obs,
+        "terminated": terminated[:, 0] > 0,
+        "last": last,
+        "reset_seed": reset_seed,
+    }
 
-    def act(obs: np.ndarray, generators: list[np.random.Generator]) -> np.ndarray:
-        noise = torch.from_numpy(np.stack([g.standard_normal(dims["action_dim"]) for g in generators])[None]).float()
-        action = family_action(actor, torch.from_numpy(obs[None]).float(), noise, args)
-        if args.actions == "noisy":
-            action = (action + args.noise_std * noise).clamp(-1, 1)
-        return action[0].numpy()
 
-    return partial(collect, act, env_id, args), env_id, algorithm.upper(), about
+def check_columns_of(option: str, env: Adapter, columns: dict[str, np.ndarray]) -> None:
+    """Ends with one line if the columns do not fit the environment, or about an unusable row."""
+    obs_shape, action_shape = env.observation_space.shape, env.action_space.shape
+    shapes = {"obs": obs_shape, "action": action_shape, "reward": (), "next_obs": obs_shape}
+    for name, shape in shapes.items():
+        column = columns[name]
+        if column.shape[1:] != shape:
+            fail(f"{option}: {name} has shape {column.shape[1:]}, in {env.spec.id} {shape}")
+        bad = ~np.isfinite(column).reshape(len(column), -1).all(1)
+        if bad.any():
+            row = bad.argmax()
+            fail(f"{option}: {name} of row {row} is not finite: {column[row].tolist()!s:.200}")
+    bad = np.abs((columns["action"] - env.center) / env.scale).max(1) > 1 + ROUNDING
+    if bad.any():
+        row = bad.argmax()
+        fail(f"{option}: action of row {row} is out of bounds: {columns['action'][row].tolist()!s:.200}")
+
+
+# ---- --policy ----
 
 
 class Episode:
     """An episode that runs in `env`; what happens in it follows from the policy and (seed, number) alone."""
 
-    def __init__(self, env: gym.Env, seed: int, number: int):
-        self.env, self.rows, self.total, self.ended = env, [], 0.0, False
-        self.seed = int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> 1)  # fits an int64
+    def __init__(self, env: Adapter, seed: int, number: int):
+        self.env, self.rows, self.ended = env, [], False
+        words = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)
+        self.reset_seed = int(words[0] >> 1)  # fits an int64
         self.generator = np.random.default_rng((seed, number))
-        self.obs, _ = env.reset(seed=self.seed)
+        self.obs, _ = env.reset(seed=self.reset_seed)
 
     def step(self, action: np.ndarray) -> None:
         next_obs, reward, terminated, truncated, _ = self.env.step(action)
-        row = [self.obs, action, [reward], next_obs, [terminated, truncated]]
-        self.rows.append(np.concatenate(row, dtype=np.float32))
-        self.obs, self.total, self.ended = next_obs, self.total + reward, terminated or truncated
+        row = np.concatenate([self.obs, action, [reward], next_obs, [terminated]], dtype=np.float32)
+        if not np.isfinite(row).all():
+            fail(f"--env {self.env.spec.id}: an observation or a reward ({reward}) is not finite")
+        self.rows.append(row)
+        self.obs, self.ended = next_obs, terminated or truncated
 
 
-def collect(act: Callable, env_id: str, args: Args) -> tuple[np.ndarray, list[int | None]]:
-    """--steps rows as in a ReplayTable, and reset seeds; act: obs (B, O), a generator a row -> action (B, A)."""
-    episodes = [Episode(make_env(env_id), args.data_seed, number) for number in range(NUM_ENVS)]
+def roll_out(act: Callable, env_id: str, steps: int, seed: int) -> dict[str, np.ndarray]:
+    """`steps` transitions; act: obs (B, O) and a random generator per row -> actions (B, A) in [-1, 1]."""
+    episodes = [Episode(adapted_env(env_id), seed, number) for number in range(NUM_ENVS)]
     running = list(episodes)
-    first = before = 0  # the first episode that still runs, and the rows in front of it
-    progress = tqdm(total=args.steps, unit=" steps", desc="collect", mininterval=1)
-    while before + len(episodes[first].rows) < args.steps:
+    num_ended, stored, in_order = 0, 0, 0  # the first `num_ended` episodes have `stored` transitions
+    progress = tqdm(total=steps, unit=" steps", desc="collect", disable=None)
+    while in_order < steps:
         actions = act(np.stack([e.obs for e in running]), [e.generator for e in running])
         for i, action in enumerate(actions):
             running[i].step(action)
             if running[i].ended:
-                progress.set_postfix_str(f"last return {running[i].total:.0f}", refresh=False)
-                running[i] = Episode(running[i].env, args.data_seed, len(episodes))
+                running[i] = Episode(running[i].env, seed, len(episodes))
                 episodes.append(running[i])
-        while before < args.steps and episodes[first].ended:
-            before += len(episodes[first].rows)
-            first += 1
-        progress.update(min(NUM_ENVS, args.steps - progress.n))
+        while episodes[num_ended].ended:
+            stored += len(episodes[num_ended].rows)
+            num_ended += 1
+        before, in_order = in_order, min(steps, stored + len(episodes[num_ended].rows))
+        progress.update(in_order - before)
     progress.close()
-    used = episodes[: first + (before < args.steps)]
-    return np.array([row for e in used for row in e.rows][: args.steps]), [e.seed for e in used]
+    used = [e for e in episodes[: num_ended + 1] if e.rows]
+    rows = np.concatenate([e.rows for e in used])[:steps]
+    reset_seed = np.repeat([e.reset_seed for e in used], [len(e.rows) for e in used])[:steps]
+    last = np.append(reset_seed[1:] != reset_seed[:-1], True)
+    return columns_of(used[0].env, rows, last, reset_seed)
+
+
+def actor_parameters(checkpoint: dict) -> dict[str, Tensor]:
+    """The actor's, named 0.weight, 0.bias, 1.weight, ...; in the first format of a stack of one seed."""
+    if checkpoint.get("format") == FORMAT:
+        return checkpoint["state"]["actor"]
+    params = {}
+    for name, tensor in checkpoint["agent"].items():
+        if name.startswith("actor.mlp."):
+            name = name.removeprefix("actor.mlp.").removeprefix("layers.")
+            params[name] = tensor[0].T if name.endswith("weight") else tensor[0, 0]
+    return params
+
+
+def find_checkpoint(name: str) -> Path:
+    """The file of --policy; ends with one line if there is none, or several."""
+    folder = Path(name)
+    places = [folder, folder / "checkpoint.pt", *sorted(folder.glob("seed*/checkpoint.pt"))]
+    paths = [path for path in places if path.is_file()]
+    if not paths:
+        fail(f"--policy {folder}: neither random, nor a checkpoint.pt, nor a folder with one")
+    if len(paths) > 1:
+        fail(f"--policy {folder}: holds {len(paths)} seeds; name the folder of one: {paths[0].parent}")
+    return paths[0]
+
+
+def load_policy(args: Args) -> tuple[str, dict, dict]:
+    """Family, actor's parameters and the rest of the checkpoint; ends with one line if it is of no use."""
+    path = find_checkpoint(args.policy)
+    try:  # weights_only: a file that carries code is refused, not run
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        family = str(checkpoint.get("family") or checkpoint["algorithm"])
+        params, env_id = actor_parameters(checkpoint), str(checkpoint["env"])
+        steps = f"{checkpoint['env_step']:,} environment steps and {checkpoint['gradient_step']:,} updates"
+        about = f"of run {checkpoint['run']}, seed {checkpoint['seed']}, {checkpoint['phase']} after {steps}"
+        finite = all(tensor.isfinite().all() for tensor in params.values())
+    except Exception as error:  # whatever torch.load raises on a damaged or foreign file
+        fail(f"--policy {path}: is no checkpoint of these scripts ({type(error).__name__})")
+    if family not in ("sac", "td3"):
+        fail(f"--policy {path}: its family of algorithms is {family}, neither sac nor td3")
+    if family == "td3" and args.actions == "stochastic":
+        fail(f"--actions stochastic: the policy of {path} has no distribution; say deterministic or noisy")
+    if args.env_id not in (None, env_id):
+        fail(f"--env {args.env_id}: the checkpoint {path} is of {env_id}")
+    env = adapted_env(env_id)
+    obs, action = (torch.zeros(1, *space.shape) for space in (env.observation_space, env.action_space))
+    try:
+        fits = policy_action(family, params, obs, action, args).shape == action.shape
+    except (KeyError, RuntimeError):
+        fits = False
+    if not finite or not fits:
+        fail(f"--policy {path}: its tensors are not finite, or do not fit {env_id}")
+    return family, params, {"env": env_id, "about": about}
+
+
+def read_policy(args: Args) -> Data:
+    """Episodes of --policy."""
+    if args.policy == "random":
+        family, env_id, about = "random", args.env_id or "Hopper-v4", "uniformly random actions"
+    else:
+        family, params, checkpoint = load_policy(args)
+        env_id, about = checkpoint["env"], f"{args.actions} actions {checkpoint['about']}"
+        if args.actions == "noisy":
+            about = f"noisy ({args.noise_std:g}) actions {checkpoint['about']}"
+    env = adapted_env(env_id)
+    (action_dim,) = env.action_space.shape
+
+    def act(obs: np.ndarray, generators: list[np.random.Generator]) -> np.ndarray:
+        if family == "random":
+            return np.stack([g.uniform(-1, 1, action_dim) for g in generators]).astype(np.float32)
+        noise = torch.from_numpy(np.stack([g.standard_normal(action_dim) for g in generators])).float()
+        return policy_action(family, params, torch.from_numpy(obs), noise, args).numpy()
+
+    columns = roll_out(act, env_id, args.steps or DEFAULT_STEPS, args.data_seed)
+    name = family if family == "random" else family.upper()
+    return Data(env, env_id, columns, name, f"self-collected: {about}; seed {args.data_seed}")
+
+
+# ---- --convert ----
+
+
+def read_hdf5(path: Path, step_limit: int | None) -> dict[str, np.ndarray]:
+    """Columns (N, ...) of D4RL's flat arrays; `drop` marks rows whose next observation is not known.
+
+    Without `next_observations`, row i + 1 follows row i within an episode. Without `timeouts`, an episode
+    ends at the environment's step limit, counted anew after each terminal, as in D4RL's own reader.
+    """
+    import h5py
+
+    needed, optional = ("observations", "actions", "rewards", "terminals"), ("timeouts", "next_observations")
+    with h5py.File(path) as file:
+        data = {key: file[key][()] for key in needed + optional if isinstance(file.get(key), h5py.Dataset)}
+    lengths = {key: len(data[key]) if key in data else "missing" for key in needed + tuple(data)}
+    if "missing" in lengths.values() or len(set(lengths.values())) > 1:
+        raise ValueError(f"its arrays do not match: {lengths}")
+    obs, count = data["observations"], lengths["observations"]
+    terminated, index = data["terminals"].reshape(count).astype(bool), np.arange(count)
+    start = np.maximum.accumulate(np.where(np.append(True, terminated)[:count], index, 0))
+    limit = (index - start + 1) % (step_limit or np.inf) == 0
+    truncated = data.get("timeouts", limit).reshape(count).astype(bool) & ~terminated
+    truncated[-1:] = ~terminated[-1:]
+    if (limit & ~terminated & ~truncated).any():
+        print(f"note: {path.name} has episodes beyond {step_limit} steps, the environment's limit")
+    next_obs, drop = data.get("next_observations"), np.zeros(count, bool)
+    if next_obs is None:
+        next_obs, drop = np.roll(obs, -1, 0), truncated.copy()
+        next_obs[terminated] = obs[terminated]  # nothing follows a terminal; never used
+        truncated[:-1] |= drop[1:] & ~terminated[:-1]
+    columns = {"obs": obs, "action": data["actions"], "reward": data["rewards"], "next_obs": next_obs}
+    return columns | {"terminated": terminated, "truncated": truncated, "drop": drop}
+
+
+def read_d4rl(args: Args) -> Data:
+    """The transitions of --convert."""
+    if args.env_id is None:
+        fail(f"--convert {args.convert}: does not say of which environment it is; --env does")
+    env, path = adapted_env(args.env_id), Path(args.convert)
+    try:
+        columns = read_hdf5(path, env.spec.max_episode_steps)
+        columns["reward"] = columns["reward"].reshape(len(columns["obs"]))
+    except Exception as error:  # whatever h5py and NumPy raise
+        fail(f"--convert {path}: cannot be read: {error!r:.300}")
+    columns = {name: column[~columns["drop"]] for name, column in columns.items()}
+    if len(columns["obs"]) == 0:
+        fail(f"--convert {path}: has no transition whose next observation is known")
+    check_columns_of(f"--convert {path}", env, columns)
+    space = env.env.action_space
+    columns["action"] = np.clip(columns["action"], space.low, space.high).astype(space.dtype)
+    columns["last"] = columns["terminated"] | columns["truncated"]
+    columns["reset_seed"] = np.full(len(columns["obs"]), -1)
+    return Data(env, args.env_id, columns, "unknown", f"converted from {path.name}")
+
+
+# ---- --mix ----
+
+
+def read_minari(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """The same of a Minari folder (the one that holds data/), and its metadata."""
+    from minari.dataset.minari_storage import MinariStorage
+
+    storage, episodes = MinariStorage.read(path / "data"), []
+    for episode in storage.get_episodes(range(storage.total_episodes)):
+        obs, terminated = to_vector(episode["observations"], 1), episode["terminations"]
+        truncated = np.append(np.zeros(len(terminated) - 1), not terminated[-1])  # it ends where it ends
+        episodes.append((obs[:-1], episode["actions"], episode["rewards"], obs[1:], terminated, truncated))
+    names = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
+    columns = {name: np.concatenate([episode[i] for episode in episodes]) for i, name in enumerate(names)}
+    return columns | {"drop": np.zeros(len(columns["obs"]))}, storage.metadata
 
 
 def parse_mix(args: Args) -> dict[str, int]:
@@ -339,163 +470,264 @@ def parse_mix(args: Args) -> dict[str, int]:
         if name in shares or not 0 < share <= 1:
             fail(f"--mix {item}: name each dataset once, with a share above 0 and at most 1, like {name}=0.5")
         shares[name] = share
-    total = sum(shares.values())
-    counts = np.diff(np.round(np.cumsum([0, *shares.values()]) / total * args.steps).astype(int))
-    if abs(total - 1) > 1e-6 or not counts.all():
-        fail(f"--mix {' '.join(args.mix)}: the shares sum to {total:g}, not to 1, or one is of less than a transition")
+    total, borders = sum(shares.values()), np.cumsum([0, *shares.values()])
+    counts = np.diff(np.round(borders / borders[-1] * (args.steps or DEFAULT_STEPS)).astype(int))
+    if abs(total - 1) > 1e-6:
+        fail(f"--mix {' '.join(args.mix)}: the shares sum to {total:g}, not to 1")
+    if not counts.all():
+        fail(f"--mix {' '.join(args.mix)}: a share is of less than a transition")
     return dict(zip(shares, counts.tolist(), strict=True))
 
 
-def read_source(name: str) -> tuple[Any, list[np.ndarray], list[int | None]]:
-    """A Minari dataset, the rows and the reset seed of each episode; ends with one line if it is not sound."""
+def read_source(name: str) -> tuple[dict[str, np.ndarray], dict]:
+    """Columns and metadata of a dataset of --mix; ends with one line if it cannot be used."""
     places = Path(name), minari.storage.get_dataset_path(name), BUNDLED / name
-    folders = [folder for folder in places if (folder / "data/metadata.json").is_file()]
+    folders = [folder for folder in places if (folder / "data" / "metadata.json").is_file()]
     if not folders:
         cached = ", ".join(minari.list_local_datasets()) or "nothing"
         fail(f"--mix {name}: no Minari dataset on this machine; Minari's cache holds {cached}")
     try:
-        dataset, episodes = minari.MinariDataset(folders[0] / "data"), []
-        if dataset.env_spec is None:
-            raise ValueError("it does not name its environment")
-        low, high = dataset.action_space.low, dataset.action_space.high
-        for e in tqdm(dataset.iterate_episodes(), f"read {name}", len(dataset), unit=" episodes", delay=1):
-            action = (e.actions - (high + low) / 2) / ((high - low) / 2)
-            columns = [e.observations[:-1], action, e.rewards[:, None], e.observations[1:]]
-            columns += [e.terminations[:, None], e.truncations[:, None]]
-            episodes.append(np.concatenate(columns, 1, dtype=np.float32))
-            if not np.isfinite(episodes[-1]).all() or np.abs(action).max() > 1 + 1e-4 or episodes[-1][:-1, -2:].any():
-                raise ValueError(f"episode {e.id}: not finite, out of bounds or not at its end")
-        seeds = [about.get("seed") for about in dataset.storage.get_episode_metadata(range(len(dataset)))]
+        columns, metadata = read_minari(folders[0])
+        metadata["env_spec"] = json.loads(metadata["env_spec"])
+        columns["last"] = (columns["terminated"] + columns["truncated"]) > 0
+        storage = minari.dataset.minari_storage.MinariStorage.read(folders[0] / "data")
+        episodes = storage.get_episode_metadata(range(storage.total_episodes))
+        seeds = [-1 if episode.get("seed") is None else episode["seed"] for episode in episodes]
+        columns["reset_seed"] = np.repeat(seeds, np.diff(np.flatnonzero(columns["last"]), prepend=-1))
     except Exception as error:  # whatever Minari and HDF5 raise on damaged files
-        fail(f"--mix {name}: cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})")
-    return dataset, episodes, seeds
+        fail(f"--mix {name}: cannot be read: {error!r:.300}")
+    return columns, metadata
 
 
-def mix_recipe(args: Args) -> Recipe:
+def draw_episodes(last: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Which rows (N,) to take: whole episodes; the last one drawn is cut to `count`, and marked in `last`."""
+    ends = np.flatnonzero(last) + 1
+    starts = np.append(0, ends[:-1])
+    taken = np.zeros(len(last), bool)
+    for i in generator.permutation(len(ends)):
+        if count == 0:
+            break
+        end = min(ends[i], starts[i] + count)
+        taken[starts[i] : end], last[end - 1] = True, True
+        count -= end - starts[i]
+    return taken
+
+
+def check_recorded_in(name: str, metadata: dict, env: Adapter) -> None:
+    """Ends with one line if a dataset is of another environment."""
+    recorded, spec = metadata["env_spec"], gym.spec(env.unwrapped.spec.id)
+    there = recorded["id"], recorded["kwargs"], recorded["max_episode_steps"], metadata["action_space"]
+    if there != (spec.id, spec.kwargs, spec.max_episode_steps, env.env.action_space):
+        settings = f"{recorded['kwargs'] or ''} with {recorded['max_episode_steps']} steps"
+        fail(f"--mix {name}: recorded in {recorded['id']} {settings}, not in {spec.id}")
+
+
+def read_mix(args: Args) -> Data:
     """Episodes of one dataset after the other; ends with one line if they do not agree or do not suffice."""
-    env_id, parts, seeds, algorithms, counts = args.env_id, [], [], {}, parse_mix(args)
+    env_id, parts, algorithms, counts = args.env_id, [], [], parse_mix(args)
     for i, (name, count) in enumerate(counts.items()):
-        dataset, episodes, reset_seeds = read_source(name)
-        spec, env_id = dataset.env_spec, env_id or dataset.env_spec.id
-        env = open_env(env_id).unwrapped
-        if (spec.id, spec.kwargs, dataset.action_space) != (env_id, gym.spec(env_id).kwargs, env.action_space):
-            fail(f"--mix {name}: recorded in {spec.id} {spec.kwargs or ''}, not in {env_id}")
-        drawn, left = {}, count
-        for number in np.random.default_rng((args.data_seed, i)).permutation(len(episodes)):
-            if left > 0:
-                drawn[number] = episodes[number][:left]
-                left -= len(drawn[number])
-        if left > 0:
-            fail(f"--mix {name}: has {count - left:,} transitions, {count:,} are needed; take fewer --steps")
-        for number, rows in sorted(drawn.items()):
-            rows[-1, -1] = max(rows[-1, -1], 1 - rows[-1, -2])  # where it was cut
-            parts.append(rows)
-            seeds.append(reset_seeds[number])
-        algorithms[dataset.storage.metadata.get("algorithm_name", "unknown")] = True
+        columns, metadata = read_source(name)
+        env_id = env_id or metadata["env_spec"]["id"]
+        env = adapted_env(env_id)
+        check_recorded_in(name, metadata, env)
+        check_columns_of(f"--mix {name}", env, columns)
+        if count > len(columns["obs"]):
+            there = f"{len(columns['obs']):,} transitions, {count:,} are needed"
+            fail(f"--mix {name}: has {there}; take fewer --steps")
+        taken = draw_episodes(columns["last"], count, np.random.default_rng((args.data_seed, i)))
+        parts.append({name: column[taken] for name, column in columns.items()})
+        algorithms.append(metadata.get("algorithm_name", "unknown"))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     about = "episodes of " + " and ".join(f"{name} ({count:,} transitions)" for name, count in counts.items())
-    return lambda: (np.concatenate(parts), seeds), env_id, " + ".join(algorithms), about
+    algorithm = " + ".join(dict.fromkeys(algorithms))
+    return Data(env, env_id, columns, algorithm, f"{about}; seed {args.data_seed}")
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """A reader sees the old file or the new one, never a part."""
-    part = path.with_name(path.name + ".part")
+# ---- --from-run ----
+
+
+def load(option: str, path: Path) -> dict:
+    """A checkpoint.pt or resume.pt; ends with one line if it is none."""
     try:
-        write(part)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+        content = torch.load(path, map_location="cpu", weights_only=True)  # refuses a file that carries code
+        format_there = content.get("format", 1)
+    except Exception as error:  # whatever torch.load raises on a missing, damaged or foreign file
+        fail(f"{option} {path}: is no file of these scripts: {error!r:.100}")
+    if format_there != FORMAT:
+        fail(f"{option} {path}: was written by another version of these scripts (format {format_there})")
+    return content
 
 
-def check_new_dataset(name: str, option: str = "--save-dataset") -> None:
+def find_replay(folder: Path) -> tuple[dict, int]:
+    """The resume.pt behind --from-run, which holds all seeds of a run, and the seed that is wanted."""
+    seed_folder, found = re.fullmatch(r"seed(\d+)", folder.resolve().name), []
+    run_folder = folder.resolve().parent if seed_folder else folder
+    for path in sorted(run_folder.glob("seed*/resume.pt")):
+        saved = load("--from-run", path)
+        first = saved["args"]["seed"]
+        seed = int(seed_folder[1]) if seed_folder else first
+        if first <= seed < first + saved["num_seeds"]:
+            found.append((saved, seed))
+    if not found:
+        fail(f"--from-run {folder}: is no folder of a run with resume.pt, which --keep-replay leaves")
+    if len(found) > 1:
+        fail(f"--from-run {folder}: holds {len(found)} runs; name the folder of one of their seeds")
+    return found[0]
+
+
+def read_run(args: Args) -> Data:
+    """The online transitions of one seed that --from-run kept, the oldest first."""
+    saved, seed = find_replay(Path(args.from_run))
+    env_id, index = saved["env"], seed - saved["args"]["seed"]
+    if args.env_id not in (None, env_id):
+        fail(f"--env {args.env_id}: the run {args.from_run} is of {env_id}")
+    env = adapted_env(env_id)
+    rows, last = saved["rings"][index].numpy(), saved["ends"][index].numpy() > 0
+    width = 2 * env.observation_space.shape[0] + env.action_space.shape[0] + 2
+    if len(rows) == 0 or rows.shape[1] != width:
+        there = f"{len(rows)} online transitions of {rows.shape[1]} numbers"
+        fail(f"--from-run {args.from_run}: has {there}, not of {width} as in {env_id}")
+    oldest = saved["added"] % len(rows)  # where the next one would be written
+    unknown = np.full(len(rows), -1)
+    columns = columns_of(env, np.roll(rows, -oldest, 0), np.roll(last, -oldest), unknown)
+    check_columns_of(f"--from-run {args.from_run}", env, columns)
+    about = (
+        f"the last {len(rows):,} of {saved['added']:,} online transitions of run {saved['run']}, seed {seed}"
+    )
+    return Data(env, env_id, columns, saved["family"].upper(), f"self-collected: {about}")
+
+
+# ---- the dataset ----
+
+
+def check_new_dataset(name: str) -> None:
     """Ends with one line if `name` cannot be the id of a new Minari dataset in the local cache."""
-    path = minari.storage.get_dataset_path(name)
     try:
         minari.dataset.minari_dataset.parse_dataset_id(name)
     except (ValueError, TypeError):
-        fail(f"{option} {name}: a Minari id looks like hopper/mine-v0")
+        fail(f"--dataset-id {name}: a Minari id looks like hopper/mine-v0")
+    path = minari.storage.get_dataset_path(name)
     if path.exists():
-        fail(f"{option} {name}: {path} exists; delete it or take another name")
+        fail(f"--dataset-id {name}: {path} exists; delete it or take another name")
 
 
-def write_minari(name: str, rows: np.ndarray, sizes: list[int], env_id: str, seeds=None, **metadata) -> None:
-    """Rows of a ReplayTable, in order, as a Minari dataset; a last episode that was cut counts as truncated.
+def borders_of(columns: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """First rows of the episodes, and the rows after their last ones.
 
-    Actions are stored as the environment got them, in its own bounds; `seeds` are what the episodes were
-    reset with. float32 and gzipped, a third of the size of Minari's own files; plain Minari loads it.
+    An episode also ends where the next row does not go on from it: there a run was resumed.
     """
+    last = columns["last"].copy()
+    last[:-1] |= (columns["next_obs"][:-1] != columns["obs"][1:]).any(1)
+    last[-1] = True
+    ends = np.flatnonzero(last) + 1
+    return np.append(0, ends[:-1]), ends
+
+
+def write_arrays(group, name: str, values: np.ndarray | dict) -> None:
+    """Into an HDF5 group: an array, or a Dict's arrays as a group of that name."""
+    if isinstance(values, dict):
+        for key, part in values.items():
+            write_arrays(group.require_group(name), key, part)
+    else:
+        group.create_dataset(name, data=values, compression="gzip", shuffle=True)
+
+
+def write_episodes(path: Path, data: Data) -> None:
+    """Minari's HDF5 file; gzipped, a third of the size of its own."""
     import h5py
 
-    obs, action, reward, next_obs, terminated, truncated = np.split(rows, np.cumsum(sizes)[:-1], 1)
-    truncated[-1] = 1 - terminated[-1]
-    ends = np.flatnonzero(terminated + truncated) + 1
-    columns = {"actions": make_env(env_id).action(action), "rewards": reward[:, 0]}
-    columns |= {"terminations": terminated[:, 0] > 0, "truncations": truncated[:, 0] > 0}
-    scores = D4RL_SCORES.get(env_id.rsplit("-v", 1)[0], (None, None))
-    metadata = {"ref_min_score": scores[0], "ref_max_score": scores[1], "author": "o2o-scripts", **metadata}
-    metadata["requirements"] = [f"{package}=={version(package)}" for package in ("gymnasium", "mujoco")]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Minari misses an author's address and a link to code
-        storage = minari.create_dataset_from_buffers(name, [], env=env_id, **metadata).storage
+    columns = data.columns
+    with h5py.File(path, "w", libver="latest", track_order=True) as file:
+        for i, (start, end) in enumerate(zip(*borders_of(columns), strict=True)):
+            group, rows = file.create_group(f"episode_{i}"), slice(start, end)
+            group.attrs.update({"id": i, "total_steps": end - start})
+            if columns["reset_seed"][start] >= 0:
+                group.attrs["seed"] = columns["reset_seed"][start]
+            obs = np.concatenate([columns["obs"][rows], columns["next_obs"][end - 1 : end]])
+            terminated, truncated = columns["terminated"][rows].astype(bool), np.zeros(end - start, bool)
+            truncated[-1] = not terminated[-1]
+            write_arrays(group, "observations", from_vector(obs, data.env.env.observation_space))
+            write_arrays(group, "actions", columns["action"][rows])
+            write_arrays(group, "rewards", columns["reward"][rows].astype(np.float32))
+            write_arrays(group, "terminations", terminated)
+            write_arrays(group, "truncations", truncated)
 
-    def write(path: Path) -> None:
-        with h5py.File(path, "w", libver="latest", track_order=True) as file:
-            for i, (a, b, seed) in enumerate(zip([0, *ends[:-1]], ends, seeds or [None] * len(ends), strict=True)):
-                group = file.create_group(f"episode_{i}")
-                group.attrs.update({"id": i, "total_steps": b - a} | ({} if seed is None else {"seed": seed}))
-                values = {"observations": np.concatenate([obs[a:b], next_obs[b - 1 : b]])}
-                values |= {key: column[a:b] for key, column in columns.items()}
-                for key, value in values.items():
-                    group.create_dataset(key, data=value, compression="gzip", shuffle=True)
 
-    path = storage.data_path / "main_data.hdf5"
-    write_atomically(path, write)
-    storage.update_metadata({"total_episodes": len(ends), "total_steps": len(rows)})
-    storage.update_metadata({"dataset_size": storage.get_size()})
-    print(f"wrote {name}: {len(rows):,} transitions, {len(ends):,} episodes, {path.stat().st_size / 1e6:.1f} MB")
+def write_minari(name: str, data: Data, description: str) -> None:
+    """The dataset `name` in Minari's cache; under a hidden name until it is whole."""
+    path, env, packages = minari.storage.get_dataset_path(name), data.env.env, ("gymnasium", "mujoco")
+    low, high = D4RL_SCORES.get(task_of(data.env_id), (None, None))
+    metadata = {
+        "dataset_id": name,
+        "minari_version": minari.__version__,
+        "author": {"o2o-scripts"},
+        "algorithm_name": data.algorithm,
+        "description": description,
+        "requirements": [f"{package}=={version(package)}" for package in packages if find_spec(package)],
+        "total_episodes": len(borders_of(data.columns)[0]),
+        "total_steps": len(data.columns["obs"]),
+    }
+    if low is not None:
+        metadata |= {"ref_min_score": low, "ref_max_score": high}
+    part = path.with_name(f".{path.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a call that was killed
+    try:
+        part.mkdir(parents=True)
+        storage = minari.dataset.minari_storage.MinariStorage.new(
+            part / "data",
+            env.observation_space,
+            env.action_space,
+            env_spec=registration_of(data.env),
+            jpeg_encoding=False,
+        )
+        write_episodes(part / "data" / "main_data.hdf5", data)
+        storage.update_metadata(metadata | {"dataset_size": storage.get_size()})
+        namespace = name.rpartition("/")[0]
+        if namespace and namespace not in minari.namespace.list_local_namespaces():
+            minari.namespace.create_namespace(namespace)
+        os.replace(part, path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def print_summary(data: Data) -> None:
+    """What the episodes are like."""
+    starts, ends = borders_of(data.columns)
+    returns = np.add.reduceat(data.columns["reward"].astype(float), starts)
+    for name, values in (("return", returns), ("length", ends - starts)):
+        quantiles = " / ".join(f"{q:.0f}" for q in np.quantile(values, (0, 0.25, 0.5, 0.75, 1)))
+        print(f"{name}: mean {values.mean():.1f}, min / quartiles / max {quantiles}")
+    scores = D4RL_SCORES.get(task_of(data.env_id))
+    if scores:
+        score = 100 * (returns.mean() - scores[0]) / (scores[1] - scores[0])
+        print(f"normalised score of the mean return: {score:.1f} (0: D4RL's random policy, 100: its expert)")
 
 
 def main(args: Args) -> None:
-    # Checks
-    if (args.policy is None) == (not args.mix):
-        fail("--policy or --mix is needed, one of them: --policy random, --policy CHECKPOINT, --mix ID=SHARE ID=SHARE")
-    for option, value, low in (("steps", args.steps, 1), ("seed", args.data_seed, 0), ("noise-std", args.noise_std, 0)):
-        if not low <= value < math.inf:
-            fail(f"--{option} {value}: must be a number of at least {low}")
-    if args.policy in (None, "random") and args.actions != "stochastic":
+    sources = {"policy": read_policy, "from_run": read_run, "mix": read_mix, "convert": read_d4rl}
+    given = [name for name in sources if getattr(args, name)]
+    if len(given) != 1:
+        fail("one of --policy, --from-run, --mix and --convert is needed")
+    if args.actions != "stochastic" and args.policy in (None, "random"):
         fail(f"--actions {args.actions}: needs a checkpoint as --policy")
-    check_new_dataset(args.dataset_id, "--dataset-id")
-    if args.env_id is not None:
-        args.env_id = open_env(args.env_id).spec.id
-    make_recipe = mix_recipe if args.mix else random_recipe if args.policy == "random" else checkpoint_recipe
-    make, env_id, algorithm, about = make_recipe(args)
-
-    # Collection
-    env, path = make_env(env_id), minari.storage.get_dataset_path(args.dataset_id)
-    sizes = [*env.observation_space.shape, *env.action_space.shape, 1, *env.observation_space.shape, 1, 1]
-    print(f"{env_id}: {about}; seed {args.data_seed}\nwrites: {args.steps:,} transitions to {path}")
-    text = f"Self-collected, D4RL-style: {about}. {args.steps:,} transitions of {env_id}, seed {args.data_seed}. "
-    text += f"Command: {shlex.join(['python', Path(sys.argv[0]).name, *sys.argv[1:]])}"
     try:
-        rows, seeds = make()
-        write_minari(args.dataset_id, rows, sizes, env_id, seeds, algorithm_name=algorithm, description=text)
+        check_new_dataset(args.dataset_id)
+        data = sources[given[0]](args)
+        count = args.steps or len(data.columns["obs"])
+        if count > len(data.columns["obs"]):
+            fail(f"--steps {count}: the source has {len(data.columns['obs']):,} transitions")
+        data = data._replace(columns={name: column[:count] for name, column in data.columns.items()})
+        command = shlex.join(["python", f"{SCRIPT}.py", *sys.argv[1:]])
+        text = f"{data.about}. {count:,} transitions of {data.env_id}. Command: {command}"
+        write_minari(args.dataset_id, data, text)
     except (KeyboardInterrupt, OSError) as error:
-        shutil.rmtree(path, ignore_errors=True)
         fail(f"--dataset-id {args.dataset_id}: nothing was written ({str(error) or 'interrupted'})")
-
-    # Summary
-    ends = np.flatnonzero(rows[:, -2] + rows[:, -1]) + 1
-    lengths = np.diff(ends, prepend=0)
-    returns = np.add.reduceat(rows[:, sum(sizes[:2])].astype(np.float64), ends - lengths)
-    for name, values in (("return", returns), ("length", lengths)):
-        quantiles = " / ".join(f"{q:.0f}" for q in np.quantile(values, (0, 0.25, 0.5, 0.75, 1)))
-        print(f"{name}: mean {values.mean():.1f}, min / quartiles / max {quantiles}")
-    if scores := D4RL_SCORES.get(env_id.rsplit("-v", 1)[0]):
-        score = 100 * (returns.mean() - scores[0]) / (scores[1] - scores[0])
-        print(f"normalised score of the mean return: {score:.1f} (0: D4RL's random policy, 100: its expert)")
-    print(f"next: python offline_pretrain_sac.py --env {env_id} --dataset {args.dataset_id}")
+    print(f"{data.env_id}: {data.about}")
+    print(f"wrote {args.dataset_id}: {count:,} transitions, {len(borders_of(data.columns)[0]):,} episodes")
+    print_summary(data)
+    words = ["python", "offline_pretrain_sac.py", "--env", data.env_id, "--dataset", args.dataset_id]
+    print("next:", shlex.join(words))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ from dataclasses import asdict, fields
 from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import pairwise
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, NoReturn
@@ -66,7 +67,7 @@ from filelock import FileLock, Timeout
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
-from torch.func import functional_call, grad_and_value, stack_module_state, vmap
+from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 from tqdm import tqdm
 
@@ -138,25 +139,22 @@ class Batch(NamedTuple):
     terminated: Tensor  # (B,) 1 where the task ended: no value after it; 0 where only the clock did
 
 
-class Scalar(nn.Linear):
-    """A linear layer with one output, (..., in) -> (...); on CUDA faster than a matrix with one column."""
-
-    def __init__(self, in_features: int):
-        super().__init__(in_features, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x * self.weight[0]).sum(-1) + self.bias[0]
+def new_mlp(*sizes: int) -> dict[str, Tensor]:
+    """Parameters of linear layers between `sizes`, with PyTorch's own initialisation."""
+    layers = nn.Sequential(*(nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes)))
+    return {name: param.detach() for name, param in layers.named_parameters()}
 
 
-def mlp(in_dim: int, hidden_dim: int, last: nn.Linear, layer_norm: bool) -> nn.Sequential:
-    """Two hidden ReLU layers, with LayerNorm (no scale, no shift) before each ReLU if asked (RLPD)."""
-    layers = []
-    for features in (in_dim, hidden_dim):
-        layers.append(nn.Linear(features, hidden_dim))
-        if layer_norm:
-            layers.append(nn.LayerNorm(hidden_dim, elementwise_affine=False))
-        layers.append(nn.ReLU())
-    return nn.Sequential(*layers, last)
+def mlp(params: dict[str, Tensor], x: Tensor, layer_norm: bool = False) -> Tensor:
+    """(..., in) -> (..., out), or (...) if out is 1; with LayerNorm (no scale, no shift) before each ReLU."""
+    *hidden, last = range(len(params) // 2)
+    for layer in hidden:
+        x = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
+        x = F.relu(F.layer_norm(x, x.shape[-1:]) if layer_norm else x)
+    weight, bias = params[f"{last}.weight"], params[f"{last}.bias"]
+    if len(weight) > 1:
+        return F.linear(x, weight, bias)
+    return (x * weight[0]).sum(-1) + bias[0]  # on CUDA faster than a matrix with one column
 
 
 def adam_init(params: dict | Tensor) -> dict:
@@ -179,6 +177,11 @@ def adam(params: dict | Tensor, grads: dict | Tensor, moments: dict, lr: float) 
     root = (-torch.expm1(t * math.log(BETA2))).sqrt()
     new = tree_map(lambda p, m, v: torch.addcdiv(p, m, (v.sqrt() / root + ADAM_EPS) * step), params, m, v)
     return new, {"m": m, "v": v, "t": t}
+
+
+def stack(trees: list[dict]) -> dict:
+    """Dicts of tensors as one, along a new first axis: of critics, or of seeds."""
+    return tree_map(lambda *leaves: torch.stack(leaves), *trees)
 
 
 def polyak(target: dict, params: dict, tau: float) -> dict:
@@ -228,22 +231,13 @@ class SAC:
         self.update_noise = {"next_action": batch, "action": batch}
         if args.critic_subset:
             self.update_noise["subset"] = (num_critics,)
-        with torch.device("meta"):  # the architecture alone: parameters are in the state
-            self.actor_net, self.critic_net = self.new_actor(), self.new_critic()
-
-    def new_actor(self) -> nn.Module:
-        last = nn.Linear(self.hidden_dim, 2 * self.action_dim)
-        return mlp(self.obs_dim, self.hidden_dim, last, layer_norm=False)
-
-    def new_critic(self) -> nn.Module:
-        return mlp(self.obs_dim + self.action_dim, self.hidden_dim, Scalar(self.hidden_dim), self.layer_norm)
 
     def init(self, seed: int) -> dict:
         """The state that training starts from."""
         torch.manual_seed(seed)
-        actor = dict(self.new_actor().state_dict())
-        critic, _ = stack_module_state([self.new_critic() for _ in range(self.num_critics)])
-        critic, log_alpha = tree_map(Tensor.detach, critic), torch.zeros(())
+        width, inputs = self.hidden_dim, self.obs_dim + self.action_dim
+        actor, log_alpha = new_mlp(self.obs_dim, width, width, 2 * self.action_dim), torch.zeros(())
+        critic = stack([new_mlp(inputs, width, width, 1) for _ in range(self.num_critics)])
         return {
             "actor": actor,
             "critic": critic,  # (E, ...) each
@@ -258,13 +252,13 @@ class SAC:
 
     def actor(self, params: dict, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log std (..., A) of the policy before its tanh, at obs (..., O)."""
-        mean, log_std = functional_call(self.actor_net, params, (obs,)).chunk(2, -1)
+        mean, log_std = mlp(params, obs).chunk(2, -1)
         return mean, LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (log_std.tanh() + 1)
 
     def critics(self, params: dict, obs: Tensor, action: Tensor) -> Tensor:
         """Q of all critics in `params`, (E, ...), at obs (..., O) and action (..., A)."""
         x = torch.cat([obs, action], -1)
-        return vmap(lambda one: functional_call(self.critic_net, one, (x,)))(params)
+        return vmap(lambda one: mlp(one, x, self.layer_norm))(params)
 
     def critic_loss(self, params: dict, state: dict, batch: Batch, noise: dict):
         """Soft Bellman error, eqs. (5)-(6)."""
@@ -613,7 +607,7 @@ class Replay:
 
 def on_device(saved: dict | None, states: list[dict], device: str) -> dict:
     """The state that training starts from: a resumed run's, or those of the seeds along a new first axis."""
-    state = saved["state"] if saved else tree_map(lambda *leaves: torch.stack(leaves), *states)
+    state = saved["state"] if saved else stack(states)
     return tree_map(lambda tensor: tensor.to(device), state)
 
 

@@ -1,7 +1,7 @@
 """Run an experiment file: the runs that are missing, several at once, then its figures.
 
-Finished runs are skipped and cut ones resumed, so the same command goes on after Ctrl-C, a crash or a power cut. A
-run that fails is reported, the others go on, and the exit status is 1.
+Finished runs are skipped and cut ones resumed, so the same command goes on after Ctrl-C, a crash or a power
+cut. A run that fails is reported, the others go on, and the exit status is 1.
 
 An experiment file (TOML) holds the commands as one would type them, the most telling first:
 
@@ -23,11 +23,11 @@ An experiment file (TOML) holds the commands as one would type them, the most te
     [[figure]]
     command = "plot_curves.py {pretrain} {finetune} --out {runs}/finetune"
 
-{pretrain} is the folder of that run, which must stand above; a run starts when those that it names have finished.
-{runs}, in figures, is <runs-dir>/<name of the file>. That folder is appended to every run's command as --runs-dir.
-In a figure, runs without results are left out. To go by hand, type the command with --runs-dir at its end: a run is
-recognised by the command in its config.json. Estimated times are the file's minutes, scaled by those of its runs that
-have finished.
+{pretrain} is the folder of that run, which must stand above; a run starts when those that it names have
+finished. {runs}, in figures, is <runs-dir>/<name of the file>. That folder is appended to every run's command
+as --runs-dir. In a figure, runs without results are left out. To go by hand, type the command with --runs-dir
+at its end: a run is recognised by the command in its config.json. Estimated times are the file's minutes,
+scaled by those of its runs that have finished.
 
 Reads   experiments/NAME.toml, <runs-dir>/NAME/<env>/<run>/seed<k>/config.json.
 Writes  <runs-dir>/NAME/logs/<name of the run>.log, and what the commands write.
@@ -65,8 +65,12 @@ KEYS = {  # of an experiment file: required ones, then optional ones
     "figure": ({"command": str}, {}),
 }
 NAME = re.compile(r"\{([^{}]*)\}")
-# tqdm's bar: phase, step, total, time left, last return
-BAR = re.compile(r"(offline|online): +\d+%\|.*?\| (\d+)/(\d+) \[[^<\]]*<([^,\]]*)[^\]]*?(?:return (-?\d+))?\]")
+# What a log says of a job's progress. A bar of tqdm: phase, step, total, time left, last return.
+BAR = re.compile(
+    r"(offline|online): +\d+%\|.*?\| (\d+)/(\d+) \[[^<\]]*<([^,\]]*)[^\]]*?(?:return (-?\d+))?\]"
+)
+# The line that an evaluation leaves: phase, step, result.
+LINE = re.compile(r"^(offline|online) +([\d,]+): (return .*)$", re.M)
 TO_DO = ("missing", "cut", "lost")  # lost: cut before its first save
 AT_WORK = ("running", "finished")
 STATUS_EVERY = 600  # seconds between the lines about running jobs, where there is no terminal
@@ -74,10 +78,11 @@ STATUS_EVERY = 600  # seconds between the lines about running jobs, where there 
 
 @dataclass
 class Args:
-    """Run what is missing of an experiment file, resume what was cut, skip what is finished; then draw its figures.
+    """Run what is missing of an experiment file, resume what was cut, skip what is finished; draw figures.
 
     Ctrl-C stops: running jobs save their state, and the same command goes on. With --ray, the machines of the
-    cluster must see this folder, its Python environment and --runs-dir at the same paths (a shared file system)."""
+    cluster must see this folder, its Python environment and --runs-dir at the same paths.
+    """
 
     experiment: tyro.conf.Positional[Path]  # a file of experiments/
     dry_run: bool = False  # print what would run, what is finished and what would be resumed; start nothing
@@ -85,7 +90,7 @@ class Args:
     jobs_per_gpu: int = 2  # runs that share a GPU
     hours: float = math.inf  # start only what fits into this time, by the estimates, in the order of the file
     runs_dir: str = "runs"  # results, logs and figures go to <runs-dir>/<name of the file>/
-    ray: tuple[str, ...] | None = None  # run on a Ray cluster, at this address; without one: a running one, or one here
+    ray: tuple[str, ...] | None = None  # run on Ray: at this address, else on a running cluster or here
 
 
 @dataclass(eq=False)
@@ -123,7 +128,8 @@ class Job:
 
     def block(self) -> None:
         """Not to be run, if a run that it starts from will not be there."""
-        lost = [f"its {need.name}: {need.state}" for need in self.needs if need.state not in (*TO_DO, *AT_WORK)]
+        there = (*TO_DO, *AT_WORK)
+        lost = [f"its {need.name}: {need.state}" for need in self.needs if need.state not in there]
         if self.state in TO_DO and lost:
             self.state, self.note = "not run", ", ".join(lost)
 
@@ -238,14 +244,14 @@ def alive(config: dict) -> bool:
 def look(words: list[str], root: Path) -> tuple[str, Path | None, float]:
     """State of the run that this command makes, folder of its first seed, and minutes that it took so far."""
     wanted, folders = normal([*words, "--runs-dir", str(root)]), {}
-    for path in root.glob("*/*/seed*/config.json"):
+    for path in root.rglob("seed*/config.json"):  # an environment's id may hold a slash
         config = read_config(path)
         if normal(config.get("command") or []) == wanted:
             folders.setdefault(path.parents[1], []).append(config)
     if not folders:
         return "missing", None, 0.0
     folder, configs = max(folders.items(), key=lambda item: item[1][0]["started"])
-    statuses, config = {config["status"] for config in configs}, min(configs, key=lambda config: config["seed"])
+    statuses, config = {config["status"] for config in configs}, min(configs, key=lambda c: c["seed"])
     first = folder / f"seed{config['seed']}"
     if "running" in statuses and any(map(alive, configs)):
         state = "elsewhere"
@@ -290,7 +296,10 @@ def end_with_parent() -> None:
 
 
 def launch(words: list[str], root: Path, log: Path, env: dict) -> subprocess.Popen:
-    """Starts a job, or goes on with it where it was cut. In a session of its own: a Ctrl-C is for us, not for it."""
+    """Starts a job, or goes on with it where it was cut.
+
+    It gets a session of its own: a Ctrl-C is for us, not for it.
+    """
     command = command_now(words, root)
     env = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **os.environ, **env}
     with open(log, "a") as file:
@@ -303,12 +312,14 @@ def launch(words: list[str], root: Path, log: Path, env: dict) -> subprocess.Pop
 def find_gpus() -> list[str]:
     """The GPUs that jobs may use, as CUDA_VISIBLE_DEVICES names them."""
     try:
-        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60).stdout
+        found = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    gpus = [str(i) for i, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
+    gpus = [str(i) for i, line in enumerate(found.stdout.splitlines()) if line.startswith("GPU ")]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return gpus if visible is None or not gpus else [gpu for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
+    if visible is None or not gpus:
+        return gpus
+    return [gpu for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
 
 
 def exit_text(code: int) -> str:
@@ -346,7 +357,8 @@ class Machine:
 def work(words: list[str], root: Path, log: Path, folder: str) -> int:
     """A job, on a worker of Ray; returns its exit status. Ray calls it again if the worker is lost."""
     os.chdir(folder)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ray.cancel's way; a background shell ignores it
+    # A background shell ignores SIGINT, by which ray.cancel stops a task.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     while look(words, root)[0] == "elsewhere":  # of the worker that was lost, still saving
         time.sleep(0.3)
     process = launch(words, root, log, {})
@@ -361,7 +373,7 @@ def work(words: list[str], root: Path, log: Path, folder: str) -> int:
 
 
 class RayCluster(Machine):
-    """Runs jobs as tasks of Ray, on a CPU core each or sharing the GPUs. A lost worker's job is resumed on another."""
+    """Runs jobs as tasks of Ray, on a core each or sharing GPUs; a lost worker's are resumed elsewhere."""
 
     def __init__(self, args: Args):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -404,7 +416,10 @@ class RayCluster(Machine):
 
 
 class Display:
-    """Events, one a line; below them the running jobs: redrawn on a terminal, elsewhere every STATUS_EVERY seconds."""
+    """Events, a line each; below them the running jobs.
+
+    They are redrawn on a terminal, elsewhere printed every STATUS_EVERY seconds.
+    """
 
     def __init__(self):
         self.live, self.drawn = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb", 0
@@ -431,16 +446,21 @@ class Display:
 def duration(minutes: float) -> str:
     if minutes < 1:
         return "under a minute"
-    return f"about {minutes:.0f} min" if minutes < 59.5 else "about {} h {:02} min".format(*divmod(round(minutes), 60))
+    if minutes < 59.5:
+        return f"about {minutes:.0f} min"
+    return "about {} h {:02} min".format(*divmod(round(minutes), 60))
 
 
 def describe(job: Job) -> str:
-    """Where a running job stands, by the last progress bar in its log."""
-    text, bars = "starting", BAR.findall(tail(job.log))
+    """Where a running job stands, by the end of its log."""
+    end = tail(job.log)
+    text, bars, lines = "starting", BAR.findall(end), LINE.findall(end)
     if bars:
         phase, step, total, left, value = bars[-1]
         text = f"{phase} {int(step):,} of {int(total):,}" + (f", return {value}" if value else "")
         text += f", {left} left" if "?" not in left else ""
+    elif lines:
+        text = "{} {}: {}".format(*lines[-1])
     return f"  {job.name}: {text}, for {duration((time.time() - job.started) / 60)}"
 
 
@@ -526,8 +546,11 @@ def settle(job: Job, ended: str, stopping: bool, display: Display) -> None:
     """What became of a job that ended."""
     job.look()
     if job.state == "finished" and not ended:
-        lines = [line.removeprefix("finished ") for line in last_lines(job.log) if line.startswith("finished in")]
-        display.event("finished", job, lines[-1] if lines else f"in {duration(job.spent)}")
+        text = f"in {duration(job.spent)}"
+        for line in last_lines(job.log):
+            if line.startswith("finished in"):
+                text = line.removeprefix("finished ")
+        display.event("finished", job, text)
     elif stopping and job.state in TO_DO:
         display.event("stopped", job, "its state is saved" if job.state == "cut" else "before its first save")
     else:
@@ -548,16 +571,16 @@ def run_jobs(jobs: list[Job], machine: Machine, display: Display) -> int:
         if not running:
             break
         if len(signals) > stops:
-            display.say(
-                "killing them" if stops else f"stopping: {len(running)} jobs save their state (again: kill them)"
-            )
+            saving = f"stopping: {len(running)} jobs save their state (again: kill them)"
+            display.say("killing them" if stops else saving)
             machine.stop(at_once=stops > 0)
             stops += 1
         for job in running:
             ended = machine.poll(job)
             if ended is not None:
                 settle(job, ended, bool(signals), display)
-        display.draw([*(describe(job) for job in running if job.state == "running"), f"  {summary(jobs, machine)}"])
+        stands = [describe(job) for job in running if job.state == "running"]
+        display.draw([*stands, f"  {summary(jobs, machine)}"])
         time.sleep(0.3)
     display.draw([])
     for number, handler in handlers.items():
@@ -571,8 +594,10 @@ def draw_figures(figures: list[dict], jobs: list[Job]) -> bool:
     folders = {job.name: str(job.first.parent) for job in there} | {"runs": str(jobs[0].root)}
     good = True
     for command in (figure["command"] for figure in figures):
-        words = dict.fromkeys(fill(word, folders) for word in shlex.split(command))  # seeds of one run share a folder
-        words = [word for word in words if not NAME.search(word)]
+        words = [fill(word, folders) for word in shlex.split(command)]
+        words = [
+            word for word in dict.fromkeys(words) if not NAME.search(word)
+        ]  # a run's seeds share a folder
         wanted = {*NAME.findall(command)} - {"runs"}
         if there and (not wanted or wanted & {*folders}):
             print(f"\nfigure: python {shlex.join(words)}", flush=True)

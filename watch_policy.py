@@ -1,29 +1,27 @@
 """Score the policies of any checkpoints over many episodes, compare them on the same starts, and show them.
 
 A policy acts through the functions of the script that trained it: deterministic actions are what evaluations
-execute (best_action), stochastic ones are draws from its distribution, where it has one. Episode k's reset seed
-and noise follow from (--seed, k), for every policy alike, so that differences are taken start by start.
+execute, stochastic ones are draws from its distribution, where it has one. Episode k's reset seed and noise
+follow from (--seed, k), for every policy alike, so that differences are taken start by start.
 
-Printed for a policy: mean return with the 95% percentile bootstrap interval over its episodes, median, extremes,
-mean length, score of the mean, number of episodes that only the clock cut. For several seeds of a run also the
-mean of their means, with the interval over seeds; that one is to report, since the episodes of one policy say
-nothing about another training. With more arguments, the returns minus those of the first argument (its policy
-of the same seed, or its only one). The intervals over episodes take the policies as given.
+Printed for a policy: mean return with the 95% percentile bootstrap interval over its episodes, median,
+extremes, mean length, score of the mean, number of episodes that only the clock cut. For several seeds of a
+run also the mean of their means, with the interval over seeds; that one is to report: the episodes of one
+policy say nothing about another training. With more arguments, the returns minus those of the first argument
+(its policy of the same seed, or its only one). The intervals over episodes take the policies as given.
 
 Reads   checkpoints: a checkpoint.pt, or those in the folder of a seed or of a run (all its seeds), as plain
         tensors. Of what they name, only the training scripts beside this file are imported.
-Writes  what is asked for. --out: a CSV with a row an episode: where the policy comes from, reset seed, return
-        (undiscounted, in the environment's units), length in steps, normalised score (percent between D4RL's
-        random and expert returns), 1 if only the clock cut it. --video: episode 0 of each policy, in real time
-        unless it is long (.gif), or as a row of eight frames (.png); MuJoCo needs OpenGL for it.
+Writes  what is asked for. --out: a CSV with a row per episode: where the policy comes from, reset seed,
+        return (undiscounted, in the environment's units), length in steps, normalised score (percent between
+        D4RL's random and expert returns), 1 if only the clock cut it. --video: episode 0 of each policy, in
+        real time unless it is long (.gif), or as a row of eight frames (.png); MuJoCo needs OpenGL for it.
 
-Run, after `python sac_scratch.py --online-steps 3000 --warmup-steps 500 --eval-every 1000` (mean about 200):
-    python watch_policy.py runs/Hopper-v4/sac_scratch-online3k-warmup-steps500 --episodes 20 --video hopper.gif
+Run, after `python sac_scratch.py --online-steps 3000 --warmup-steps 500 --eval-every 1000`:
+    python watch_policy.py runs/Hopper-v4/sac_scratch-* --episodes 20 --video hopper.gif
 Run, before and after finetuning:
-    python watch_policy.py runs/Hopper-v4/offline_pretrain_sac* runs/Hopper-v4/online_finetune_sac* --out episodes.csv
+    python watch_policy.py runs/Hopper-v4/offline_pretrain_sac* runs/Hopper-v4/online_finetune_sac*
 """
-
-from __future__ import annotations
 
 import csv
 import importlib
@@ -44,12 +42,15 @@ import numpy as np
 import torch
 import tyro
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 SCRIPTS = (  # whose checkpoints these are
     *("sac_scratch", "offline_pretrain_sac", "online_finetune_sac", "cql_sac"),
     *("td3_bc", "td3_c", "iql", "awac", "o3f_select"),
 )
+EPISODE_LIMIT = 100_000  # steps of an evaluation episode
 BOOTSTRAP_SAMPLES = 2000
 SIDE_BY_SIDE = 16  # episodes, for one batched call of the policy
 BACKENDS = "egl", "osmesa", "glfw"  # of MUJOCO_GL, in the order in which they are tried
@@ -70,7 +71,7 @@ class Args:
     policies: tyro.conf.Positional[tuple[Path, ...]]  # checkpoint.pt, folder of a seed, or folder of a run
     episodes: int = 100  # for each policy
     seed: int = 0  # of the episodes: starts and noise, the same for every policy
-    env: str | None = None  # Gymnasium id; to be said where the checkpoint's has a module, which is imported then
+    env: str | None = None  # Gymnasium id; to be said where it has a module, which is imported then
     actions: Literal["deterministic", "stochastic", "noisy"] = "deterministic"  # noisy: plus Gaussian noise
     noise_std: float = 0.1  # of noisy actions, in units of actions in [-1, 1]; the sum is clipped
     out: Path | None = None  # CSV file for the episodes
@@ -84,27 +85,39 @@ class Scores(NamedTuple):
     cut: np.ndarray  # (N,) whether only the clock ended the episode
 
 
+class Functions(NamedTuple):
+    """How a policy acts: obs (B, O) -> actions (B, A) in [-1, 1]."""
+
+    best: Callable[[Tensor], Tensor]  # deterministic
+    draw: Callable[[Tensor, Tensor], Tensor] | None  # also takes standard normal noise (B, A)
+
+
 @dataclass
 class Policy:
-    """A checkpoint: what it says of itself, and the script and the agent to act with."""
+    """A checkpoint: what it says of itself, and the script and the functions to act with."""
 
     path: Path
     env: str
-    facts: list  # run, seed, phase, gradient_step, env_step
+    run: str
+    seed: int
+    phase: str
+    gradient_step: int
+    env_step: int
     references: tuple[float, float] | None  # returns of a random and of an expert policy
+    shape: dict[str, int]  # obs_dim, action_dim, ...
     script: ModuleType
-    agent: torch.nn.Module
-    group: str = ""  # a letter an argument
+    functions: Functions
+    group: str = ""  # a letter per argument
     scores: Scores | None = None
 
     @property
     def label(self) -> str:
-        return f"{self.group} seed {self.facts[1]}"
+        return f"{self.group} seed {self.seed}"
 
     @property
     def steps(self) -> str:
-        online = f", {self.facts[4]:,} online steps" if self.facts[2] == "online" else ""
-        return f"{self.facts[3]:,} updates{online}"
+        online = f", {self.env_step:,} online steps" if self.phase == "online" else ""
+        return f"{self.gradient_step:,} updates{online}"
 
     def normalise(self, returns: float) -> float:
         """Percent between the reference returns; NaN where there are none."""
@@ -113,22 +126,37 @@ class Policy:
 
     def act(self, obs: np.ndarray, noise: np.ndarray, args: Args) -> np.ndarray:
         """obs (B, O), standard normal noise (B, A), both float32 -> actions (B, A) in [-1, 1]."""
-        obs, noise = torch.from_numpy(obs)[None], torch.from_numpy(noise)[None]
-        if args.actions != "stochastic":
-            action = self.script.best_action(self.agent, obs)
-        elif hasattr(self.script, "draw_action"):
-            action = self.script.draw_action(self.agent, obs, noise)
-        else:
-            action, _ = self.script.sample_action(*self.agent.actor(obs), noise)
+        obs, noise = torch.from_numpy(obs), torch.from_numpy(noise)
+        if args.actions == "stochastic":
+            return self.functions.draw(obs, noise).numpy()
+        action = self.functions.best(obs)
         if args.actions == "noisy":
             action = (action + args.noise_std * noise).clamp(-1, 1)
-        return action[0].numpy()
+        return action.numpy()
 
 
 def fail(message: str) -> NoReturn:
     """Bad input: one line on stderr, exit status 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def task_of(env_id: str) -> str:
+    """Hopper, of Hopper-v4 and of module:Hopper-v4."""
+    return env_id.rpartition(":")[2].rpartition("-v")[0]
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """A reader sees the old file or the new one, never a part."""
+    part = path.with_name(path.name + ".part")
+    try:
+        write(part)
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def bootstrap_interval(values, statistic=np.mean):
@@ -152,8 +180,10 @@ def check_options(args: Args) -> None:
         fail(f"--video {args.video}: must end in .gif or .png")
     for option, path in (("--out", args.out), ("--video", args.video)):
         try:
-            if path and (path.is_dir() or (path.exists() and not args.overwrite)):
-                fail(f"{option} {path}: exists; {'name a file' if path.is_dir() else '--overwrite replaces it'}")
+            if path and path.is_dir():
+                fail(f"{option} {path}: exists; name a file")
+            if path and path.exists() and not args.overwrite:
+                fail(f"{option} {path}: exists; --overwrite replaces it")
             if path:
                 part = path.with_name(path.name + ".part")  # what write_atomically writes
                 part.touch()
@@ -164,48 +194,100 @@ def check_options(args: Args) -> None:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """A checkpoint.pt, or those of a run's seeds in their order; ends with one line if there is none."""
-    seeds = sorted(folder.glob("seed*/checkpoint.pt"), key=lambda path: (len(path.parent.name), path.parent.name))
+    seeds = folder.glob("seed*/checkpoint.pt")
+    seeds = sorted(seeds, key=lambda path: (len(path.parent.name), path.parent.name))  # seed2 before seed10
     for paths in ([folder], [folder / "checkpoint.pt"], seeds):
         if paths and all(path.is_file() for path in paths):
             return paths
     fail(f"{folder}: neither a checkpoint.pt, nor the folder of a seed or of a run with one")
 
 
-def load_policy(path: Path, args: Args) -> Policy:
-    """The policy in a checkpoint; ends with one line if it is no checkpoint of ours, or not of --env."""
+def functions_of_first_house(script: ModuleType, saved: dict) -> Functions:
+    """Of a script whose agent is a module with stacked seeds, here one: (1, B, ...)."""
+    script.check_size(saved["shape"], saved["agent"])
+    agent = script.Agent([saved["seed"]], **saved["shape"])
+    agent.load_state_dict({name: saved["agent"][name] for name in agent.state_dict()})
+
+    def best(obs: Tensor) -> Tensor:
+        return script.best_action(agent, obs[None])[0]
+
+    def draw(obs: Tensor, noise: Tensor) -> Tensor:
+        if hasattr(script, "draw_action"):
+            return script.draw_action(agent, obs[None], noise[None])[0]
+        action, _ = script.sample_action(*agent.actor(obs[None]), noise[None])
+        return action[0]
+
+    has_distribution = hasattr(script, "draw_action") or hasattr(script, "sample_action")
+    return Functions(best, draw if has_distribution else None)
+
+
+def functions_of_second_house(script: ModuleType, saved: dict) -> Functions:
+    """Of a script whose algorithm is written for one seed and whose state is a dict."""
+    algorithm, state = script.ALGORITHM(script.Args(), **saved["shape"]), saved["state"]
+
+    def best(obs: Tensor) -> Tensor:
+        return algorithm.best_action(state, obs)
+
+    def draw(obs: Tensor, noise: Tensor) -> Tensor:
+        action, _ = script.sample_action(*algorithm.actor(state["actor"], obs), noise)
+        return action
+
+    return Functions(best, draw if hasattr(script, "sample_action") else None)
+
+
+def read_checkpoint(path: Path) -> dict:
+    """What a checkpoint.pt holds; ends with one line if it is none of ours."""
     try:  # weights_only: a file that carries code is refused, not run
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             saved = torch.load(path, map_location="cpu", weights_only=True)
-        script, env_id, run, phase = names = [str(saved[key]) for key in ("script", "env", "run", "phase")]
-        seed, *steps = (int(saved[key]) for key in ("seed", "gradient_step", "env_step"))
-        shape, state, scores = dict(saved["shape"]), dict(saved["agent"]), (saved["dataset"] or {}).get("scores")
-        references = tuple(map(float, scores)) if scores else None
-        if not all(name.isprintable() for name in names) or not all(t.isfinite().all() for t in state.values()):
-            raise ValueError
+        names = [str(saved[key]) for key in ("script", "env", "run", "phase")]
+        tensors = tree_leaves(saved["state"] if "state" in saved else saved["agent"])
+        if not all(name.isprintable() for name in names):
+            raise ValueError("names that cannot be printed")
+        if not all(tensor.isfinite().all() for tensor in tensors):
+            raise ValueError("a tensor that is not finite")
+        scores = saved["scores"] if "state" in saved else (saved["dataset"] or {}).get("scores")
+        saved["references"] = scores and tuple(map(float, scores))
+        for key in ("seed", "gradient_step", "env_step"):
+            saved[key] = int(saved[key])
     except Exception as error:  # whatever torch.load raises on a damaged or foreign file
         fail(f"{path}: is no checkpoint of these scripts ({type(error).__name__})")
-    if script not in SCRIPTS:
-        fail(f"{path}: its script is {script}, none of {', '.join(SCRIPTS)}")
+    if saved["script"] not in SCRIPTS:
+        fail(f"{path}: its script is {saved['script']}, none of {', '.join(SCRIPTS)}")
+    return saved
+
+
+def load_policy(path: Path, args: Args) -> Policy:
+    """The policy in a checkpoint; ends with one line if it does not act here, or is not of --env."""
+    saved = read_checkpoint(path)
+    env_id, shape = saved["env"], saved["shape"]
     if args.env not in (None, env_id):
         fail(f"--env {args.env}: the checkpoint {path} is of {env_id}")
     if ":" in env_id and args.env is None:  # a file must not choose what is imported
         fail(f"{path}: its environment imports a module; if that is right, say --env {env_id}")
     try:
-        module = importlib.import_module(script)
-        env = module.make_env(env_id)
+        script = importlib.import_module(saved["script"])
+        if saved.get("format", 1) != getattr(script, "FORMAT", 1):
+            raise ValueError(f"{script.__name__}.py has changed since then")
+        env = script.make_env(env_id)
         sizes = [*env.observation_space.shape, *env.action_space.shape]
-        if sizes != [shape["obs_dim"], shape["action_dim"]] or env.spec.max_episode_steps is None:
-            raise ValueError(f"{env_id} has other sizes, {sizes}, or no step limit")
-        module.check_size(shape, state)
-        agent = module.Agent([seed], **shape)
-        agent.load_state_dict({name: state[name] for name in agent.state_dict()})  # not what an older script kept
+        if sizes != [shape["obs_dim"], shape["action_dim"]]:
+            raise ValueError(f"{env_id} has other sizes, {sizes}")
+        if isinstance(script.ALGORITHM, str):
+            functions = functions_of_first_house(script, saved)
+        else:
+            functions = functions_of_second_house(script, saved)
+        if functions.best(torch.zeros(1, sizes[0])).shape != (1, sizes[1]):
+            raise ValueError("its tensors have other sizes")
     except Exception as error:  # of Gymnasium, or of PyTorch where sizes and tensors do not fit
-        fail(f"{path}: its policy of {env_id} cannot be restored ({(str(error).strip().splitlines() or [''])[0]})")
-    if args.actions == "stochastic" and not (hasattr(module, "draw_action") or hasattr(module, "sample_action")):
+        reason = (str(error).strip().splitlines() or [""])[0]
+        fail(f"{path}: its policy of {env_id} cannot be restored ({reason})")
+    if args.actions == "stochastic" and functions.draw is None:
         fail(f"--actions stochastic: the policy of {path} has no distribution; say deterministic or noisy")
-    references = module.D4RL_SCORES.get(env_id.rpartition(":")[2].rsplit("-v", 1)[0]) or references
-    return Policy(path, env_id, [run, seed, phase, *steps], references, module, agent)
+    facts = {key: saved[key] for key in ("env", "run", "seed", "phase", "gradient_step", "env_step")}
+    references = script.D4RL_SCORES.get(task_of(env_id)) or saved["references"]
+    return Policy(path, **facts, references=references, shape=shape, script=script, functions=functions)
 
 
 def load_groups(args: Args) -> list[list[Policy]]:
@@ -216,7 +298,7 @@ def load_groups(args: Args) -> list[list[Policy]]:
         for policy in group:
             policy.group = f"{chr(ord('A') + number % 26)}{number // 26 or ''}"
             if policy.env != first.env:
-                fail(f"{policy.path}: is of {policy.env}, {first.path} of {first.env}; one environment at a time")
+                fail(f"{policy.path}: is of {policy.env}, not of {first.env} as {first.path}")
     return groups
 
 
@@ -224,15 +306,18 @@ def reset_seed(args: Args, episode: int) -> int:
     return int(np.random.SeedSequence((args.seed, episode)).generate_state(1)[0])
 
 
-def play(policy: Policy, envs: list[gym.Env], seeds: list[int], args: Args, look: Callable | None = None) -> Scores:
-    """Episodes with these reset seeds, one in each environment at a time; look(env, step, return) sees every state.
+def play(
+    policy: Policy, envs: list[gym.Env], seeds: list[int], args: Args, look: Callable | None = None
+) -> Scores:
+    """Episodes with these reset seeds, one in each environment at a time.
 
-    The policy always gets SIDE_BY_SIDE rows, used or not, so that no episode depends on those beside it:
-    products with more or fewer rows are rounded differently.
+    look(env, step, return) sees every state. The policy always gets SIDE_BY_SIDE rows, used or not, so that
+    no episode depends on those beside it: products with more or fewer rows are rounded differently.
     """
     scores = Scores(np.zeros(len(seeds)), np.zeros(len(seeds), int), np.zeros(len(seeds), bool))
-    obs, noise = (np.zeros((SIDE_BY_SIDE, policy.agent.shape[size]), np.float32) for size in ("obs_dim", "action_dim"))
-    look, waiting, running = look or (lambda *_: None), list(range(len(seeds))), {}  # running: row -> episode, noise
+    obs = np.zeros((SIDE_BY_SIDE, policy.shape["obs_dim"]), np.float32)
+    noise = np.zeros((SIDE_BY_SIDE, policy.shape["action_dim"]), np.float32)
+    waiting, running = list(range(len(seeds))), {}  # running: row -> episode, generator of its noise
     progress = tqdm(total=len(seeds), desc=policy.label, unit=" episodes", leave=False, disable=None)
 
     def begin(row: int) -> None:
@@ -241,7 +326,8 @@ def play(policy: Policy, envs: list[gym.Env], seeds: list[int], args: Args, look
         number = waiting.pop(0)
         running[row] = number, np.random.default_rng((args.seed, number))
         obs[row], _ = envs[row].reset(seed=seeds[number])
-        look(envs[row], 0, 0.0)
+        if look:
+            look(envs[row], 0, 0.0)
 
     for row in range(len(envs)):
         begin(row)
@@ -253,7 +339,10 @@ def play(policy: Policy, envs: list[gym.Env], seeds: list[int], args: Args, look
             obs[row], reward, terminated, truncated, _ = envs[row].step(actions[row])
             scores.returns[i] += reward
             scores.lengths[i] += 1
-            look(envs[row], scores.lengths[i], scores.returns[i])
+            if look:
+                look(envs[row], scores.lengths[i], scores.returns[i])
+            if scores.lengths[i] == EPISODE_LIMIT:
+                fail(f"{policy.path}: an episode reached the limit of {EPISODE_LIMIT:,} steps")
             if terminated or truncated:
                 scores.cut[i] = not terminated
                 progress.update()
@@ -269,25 +358,25 @@ def interval(values: np.ndarray) -> str:
 
 
 def print_scores(groups: list[list[Policy]], args: Args) -> None:
-    about = f"{args.episodes} episodes a policy, {args.actions} actions, starts of --seed {args.seed}"
+    about = f"{args.episodes} episodes per policy, {args.actions} actions, starts of --seed {args.seed}"
     print(f"{groups[0][0].env}: {about}; cut: ended by the clock")
     lines = [["", "mean", "95% interval", "median", "min", "max", "length", "score", "cut"]]
     for group in groups:
-        print(f"{group[0].group}  {group[0].facts[0]}, {group[0].steps}")
+        print(f"{group[0].group}  {group[0].run}, {group[0].steps}")
         for policy in group:
             returns, lengths, cut = policy.scores
-            numbers = np.median(returns), returns.min(), returns.max(), lengths.mean(), policy.normalise(returns.mean())
+            numbers = [np.median(returns), returns.min(), returns.max(), lengths.mean()]
+            numbers.append(policy.normalise(returns.mean()))
             cells = [f"{number:.1f}" for number in numbers]
             lines.append([policy.label, f"{returns.mean():.1f}", interval(returns), *cells, f"{cut.sum()}"])
         if len(group) > 1:
             means = np.array([policy.scores.returns.mean() for policy in group])
-            cells = [f"{means.mean():.1f}", interval(means), *[""] * 4, f"{group[0].normalise(means.mean()):.1f}", ""]
-            lines.append([f"{group[0].group} mean of {len(group)} seeds", *cells])
+            name, score = f"{group[0].group} mean of {len(group)} seeds", group[0].normalise(means.mean())
+            lines.append([name, f"{means.mean():.1f}", interval(means), "", "", "", "", f"{score:.1f}", ""])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for name, *cells in lines:
-        print(
-            "  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))]).rstrip()
-        )
+        columns = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        print("  ".join([name.ljust(widths[0]), *columns]).rstrip())
 
 
 def print_differences(groups: list[list[Policy]]) -> None:
@@ -296,7 +385,7 @@ def print_differences(groups: list[list[Policy]]) -> None:
     if others:
         print("difference of the returns from the same starts (95% interval)")
     for group in others:
-        pairs = [(a, b) for b in group for a in first if len(first) == 1 or a.facts[1] == b.facts[1]]
+        pairs = [(a, b) for b in group for a in first if len(first) == 1 or a.seed == b.seed]
         gains = [b.scores.returns - a.scores.returns for a, b in pairs]
         for (a, b), gain in zip(pairs, gains, strict=True):
             counts = f"higher in {(gain > 0).sum()} and lower in {(gain < 0).sum()} of {len(gain)}"
@@ -305,11 +394,12 @@ def print_differences(groups: list[list[Policy]]) -> None:
         if len(pairs) > 1:
             print(f"{name}, mean of {len(pairs)} seeds: {means.mean():+.1f} ({interval(means)} over seeds)")
         if len(pairs) < len(group):
-            print(f"{name}: {len(group) - len(pairs)} of {len(group)} seeds are not among those of {first[0].group}")
+            alone = f"{len(group) - len(pairs)} of {len(group)} seeds"
+            print(f"{name}: {alone} are not among those of {first[0].group}")
 
 
 def write_csv_file(part: Path, policies: list[Policy], args: Args) -> None:
-    """A row an episode, with the columns of eval.csv."""
+    """A row per episode."""
     with open(part, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(CSV_COLUMNS)
@@ -317,11 +407,12 @@ def write_csv_file(part: Path, policies: list[Policy], args: Args) -> None:
             for i, (value, length, cut) in enumerate(zip(*policy.scores, strict=True)):
                 score = round(policy.normalise(value), 3) if policy.references else ""
                 row = [i, reset_seed(args, i), round(value, 3), length, score, int(cut), args.actions]
-                writer.writerow([policy.path, *policy.facts, *row])
+                moment = [policy.phase, policy.gradient_step, policy.env_step]
+                writer.writerow([policy.path, policy.run, policy.seed, *moment, *row])
 
 
 def choose_backend(env_id: str, given: str | None, path: Path) -> None:
-    """Sets MUJOCO_GL to what renders here; each is tried in a process of its own, since a failed one stays loaded."""
+    """Sets MUJOCO_GL to what renders here; each is tried in its own process: a failed one stays loaded."""
     backends, reasons = [given] if given else BACKENDS, []
     for backend in backends:
         command, variables = [sys.executable, "-c", PROBE, env_id], os.environ | {"MUJOCO_GL": backend}
@@ -332,10 +423,9 @@ def choose_backend(env_id: str, given: str | None, path: Path) -> None:
         else:
             os.environ["MUJOCO_GL"] = backend
             return
-    fail(
-        f"--video {path}: nothing renders {env_id} here ({reasons[0]}; tried MUJOCO_GL={', '.join(backends)}); "
-        "install libegl1 and libgl1-mesa-dri, or libosmesa6; the scores need neither, leave --video out"
-    )
+    advice = "install libegl1 and libgl1-mesa-dri, or libosmesa6; the scores need neither, leave --video out"
+    tried = f"{reasons[0]}; tried MUJOCO_GL={', '.join(backends)}"
+    fail(f"--video {path}: nothing renders {env_id} here ({tried}); {advice}")
 
 
 def film(policy: Policy, steps: list[int], width: int, args: Args) -> list[tuple[int, float, Image.Image]]:
@@ -347,7 +437,8 @@ def film(policy: Policy, steps: list[int], width: int, args: Args) -> list[tuple
 
         model, camera = env.unwrapped.model, mujoco.mjtObj.mjOBJ_CAMERA
         model.vis.quality.shadowsize, model.vis.quality.offsamples = 1024, 0  # 4 times as fast without a GPU
-        env.unwrapped.mujoco_renderer.camera_id = mujoco.mj_name2id(model, camera, "track")  # Gymnasium's stands still
+        track = mujoco.mj_name2id(model, camera, "track")  # Gymnasium's camera stands still
+        env.unwrapped.mujoco_renderer.camera_id = track
 
     def look(env: gym.Env, step: int, total: float) -> None:
         if step in steps:
@@ -378,13 +469,13 @@ def tiled(images: list[Image.Image], columns: int) -> Image.Image:
 
 
 def write_strip(part: Path, policies: list[Policy], args: Args) -> None:
-    """A row a policy: frames at equal distances, from the start to the end."""
+    """A row per policy: frames at equal distances, from the start to the end."""
     rows = []
     for policy in policies:
         steps = np.linspace(0, policy.scores.lengths[0], STRIP_FRAMES).round().tolist()
         frames = film(policy, steps, STRIP_WIDTH, args)
         images = [captioned(image, [f"step {step}, return {total:.0f}"]) for step, total, image in frames]
-        rows.append(captioned(tiled(images, STRIP_FRAMES), [f"{policy.label}: {policy.facts[0]}, {policy.steps}"]))
+        rows.append(captioned(tiled(images, STRIP_FRAMES), [f"{policy.label}: {policy.run}, {policy.steps}"]))
     tiled(rows, 1).save(part, "PNG")
 
 
@@ -393,15 +484,20 @@ def write_gif(part: Path, policies: list[Policy], args: Args) -> None:
     fps = policies[0].script.make_env(policies[0].env).metadata.get("render_fps", GIF_FPS)
     longest = max(policy.scores.lengths[0] for policy in policies)
     every = max(1, round(fps / GIF_FPS), math.ceil(longest / GIF_FRAMES))
-    films = [film(p, [*range(0, p.scores.lengths[0], every), p.scores.lengths[0]], GIF_WIDTH, args) for p in policies]
+    films = []
+    for policy in policies:
+        length = policy.scores.lengths[0]
+        films.append(film(policy, [*range(0, length, every), length], GIF_WIDTH, args))
     count = max(map(len, films))
 
     def draw(number: int) -> Image.Image:
         panels = []
         for policy, frames in zip(policies, films, strict=True):
             step, total, image = frames[min(number, len(frames) - 1)]
-            end = (", cut by the clock" if policy.scores.cut[0] else ", over") if number >= len(frames) - 1 else ""
-            name = [*textwrap.wrap(policy.facts[0], 42, max_lines=3, placeholder="..."), "", ""][:3]
+            end = ""
+            if number >= len(frames) - 1:
+                end = ", cut by the clock" if policy.scores.cut[0] else ", over"
+            name = [*textwrap.wrap(policy.run, 42, max_lines=3, placeholder="..."), "", ""][:3]
             lines = [f"{policy.label}, {policy.steps}", *name, f"step {step}, return {total:.0f}{end}"]
             panels.append(captioned(image, lines))
         return tiled(panels, min(4, len(panels))).quantize()
@@ -413,7 +509,7 @@ def write_gif(part: Path, policies: list[Policy], args: Args) -> None:
 
 def main(args: Args) -> None:
     check_options(args)
-    backend = os.environ.pop("MUJOCO_GL", None)  # one that does not work would keep MuJoCo from being imported
+    backend = os.environ.pop("MUJOCO_GL", None)  # with one that does not work MuJoCo cannot be imported
     groups = load_groups(args)
     policies = [policy for group in groups for policy in group]
     if args.video:
@@ -427,11 +523,11 @@ def main(args: Args) -> None:
         print_scores(groups, args)
         print_differences(groups)
         if args.out:
-            script.write_atomically(args.out, lambda part: write_csv_file(part, policies, args))
+            write_atomically(args.out, lambda part: write_csv_file(part, policies, args))
             print(f"wrote {args.out}: {len(policies) * args.episodes:,} episodes")
         if args.video:
             write = write_gif if args.video.suffix == ".gif" else write_strip
-            script.write_atomically(args.video, lambda part: write(part, policies, args))
+            write_atomically(args.video, lambda part: write(part, policies, args))
             print(f"wrote {args.video}: episode 0 of each policy")
     except (KeyboardInterrupt, OSError) as error:
         fail(f"stopped before the end ({str(error) or 'interrupted'})")

@@ -445,7 +445,7 @@ def test_an_evaluation_by_hand(tmp_path):
     for value, length in ((0.0, [10]), (100.0, [4, 5])):
         for name in ("actor", "critic"):
             state[name] = {key: torch.zeros_like(p) for key, p in state[name].items()}
-        state["actor"]["4.bias"][:] = value
+        state["actor"]["2.bias"][:] = value
         arrays = script.tree_map(torch.Tensor.numpy, state)
         checkpoint = {"state": arrays, "shape": shape, "seed": 1, "gradient_step": 5, "env_step": 0}
         rows = script.evaluate(tmp_path / "checkpoint.pt", checkpoint, args)
@@ -456,7 +456,7 @@ def test_an_evaluation_by_hand(tmp_path):
         )  # 1 + 1/2 + 1/4 + ...
         saved = torch.load(tmp_path / "checkpoint.pt")
         assert saved["returns"] == rows[:, 0].tolist()
-        assert torch.equal(saved["state"]["actor"]["4.bias"], state["actor"]["4.bias"])
+        assert torch.equal(saved["state"]["actor"]["2.bias"], state["actor"]["2.bias"])
 
 
 def test_evaluations_see_new_starts_and_repeat_by_seed_and_step(tmp_path):

@@ -217,7 +217,7 @@ def test_lambda_rises_where_the_constraint_is_violated_and_falls_where_it_is_sla
     """log lambda += dual_lr clip(d^2 / epsilon - 1, -1, 1); the target policy moves by tau."""
     algorithm = make(epsilon=1e-3, dual_lr=0.01, dual_init=10.0)
     state = algorithm.init(0)
-    last = "4.bias"
+    last = "2.bias"
     state["target_actor"] = state["actor"] | {last: state["actor"][last] + distance}
     new, metrics = algorithm.update(state, random_batch(), noise_for(algorithm), True)
     assert new["log_dual"].item() == pytest.approx(math.log(10) + 0.01 * step, rel=1e-5)
