@@ -1264,6 +1264,8 @@ def find_checkpoints(args: Args) -> list[Path]:
         found = []
         for path in (Path(args.runs_dir) / args.env).glob("*/seed*/config.json"):
             config = json.loads(path.read_text())
+            if "format" in config:  # of a script that is rewritten already
+                continue
             offline = config["offline_steps"] and not config["online_steps"]
             fits = config["algorithm"] == ALGORITHM and (config["script"] == SCRIPT or not own)
             if offline and fits and config["status"] == "finished":

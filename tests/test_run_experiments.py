@@ -2,6 +2,7 @@
 
 The stand-in keeps the scripts' promises: command and status in config.json, resume.pt while it is not finished,
 SIGTERM saves and ends. Its `--steps` take a tenth of a second each; at `--fail N` it ends with exit status 1.
+It shows a bar, as the first house does where its output goes to a file; with `--lines 1` the second's lines.
 """
 
 import json
@@ -19,8 +20,6 @@ from pathlib import Path
 import pytest
 import tyro
 
-from test_resume import content
-
 ROOT = Path(__file__).resolve().parents[1]
 STAND_IN = """
 import json, os, signal, sys, time
@@ -33,7 +32,7 @@ if "--resume" in given:  # the folder of the first seed
     step, given = int((folder / "resume.pt").read_text()), config["given"]
     print("resumes: at step", step)
 else:
-    folder = Path(given["--runs-dir"]) / "Env" / ("train-" + given["--tag"]) / "seed1"
+    folder = Path(given["--runs-dir"]) / given.get("--env", "Env") / ("train-" + given["--tag"]) / "seed1"
     if folder.exists() and "--overwrite" not in sys.argv:
         sys.exit(f"error: {folder} exists")
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,14 +43,18 @@ signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
 
 def write(status):
     facts = {"status": status, "started": started, "seconds": time.time() - started, "pid": os.getpid()}
-    (folder / "config.json").write_text(json.dumps(config | facts))
+    (folder / "config.part").write_text(json.dumps(config | facts))
+    os.replace(folder / "config.part", folder / "config.json")
 
 started = time.time()
 write("running")
 total = int(given.get("--steps", 3))
 while step < total:
     (folder / "resume.pt").write_text(str(step))
-    print(f"\\ronline:  50%|#####     | {step}/{total} [00:03<00:04, 10.0 steps/s, return 7]", end="", flush=True)
+    if "--lines" in given:
+        print(f"online {step:>9,}: return 7 +- 1 over 2 seeds, 0.1 min", flush=True)
+    else:
+        print(f"\\ronline:  50%|#####     | {step}/{total} [00:03<00:04, 9.0 steps/s, return 7]", end="", flush=True)
     if stopped:
         write("interrupted")
         sys.exit(143)
@@ -122,7 +125,9 @@ def until(condition, timeout: float = 300):
 
 
 def steps(tag: str) -> list[list[str]]:
-    return [line.split() for line in Path(f"runs/exp/Env/train-{tag}/seed1/eval.csv").read_text().splitlines()]
+    return [
+        line.split() for line in Path(f"runs/exp/Env/train-{tag}/seed1/eval.csv").read_text().splitlines()
+    ]
 
 
 def change(tag: str, **facts) -> None:
@@ -159,14 +164,36 @@ def test_runs_wait_for_their_starts_and_a_second_call_skips_all(repo):
 
 
 def test_jobs_run_side_by_side_up_to_the_number_asked_for(repo):
-    name = write(*(f"{tag}: train.py --tag {tag} --steps 10" for tag in "abc"))
-    process, seen = begin(f"{name} --jobs 2"), set()
-    while process.poll() is None:
-        configs = [json.loads(path.read_text() or "{}") for path in Path("runs").glob("exp/*/*/seed1/config.json")]
-        seen.add(sum(config.get("status") == "running" for config in configs))
-        time.sleep(0.05)
-    assert process.returncode == 0 and max(seen) == 2
+    name = write(*(f"{tag}: train.py --tag {tag} --steps {n}" for tag, n in (("a", 30), ("b", 30), ("c", 3))))
+    process = begin(f"{name} --jobs 2")
+    folders = [Path(f"runs/exp/Env/train-{tag}/seed1") for tag in "ab"]
+    until(lambda: all((folder / "resume.pt").is_file() for folder in folders))  # both are at work
+    assert not Path("runs/exp/Env/train-c").exists()
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == 0 and "3 finished" in out, out
     assert all(step[1:] == ["None", "1"] for step in steps("a"))  # no GPU, one thread
+
+
+def test_runs_are_found_whatever_their_environments_folder_is_called(repo):
+    name = write(
+        "slash: train.py --tag a --env Field/Spaced-v0",
+        "flat: train.py --tag b --env Field_Spaced-v0",
+        "from: train.py --tag c --from {slash}",
+    )
+    out = run(name)
+    assert "3 runs: 3 finished" in out and Path("runs/exp/Field/Spaced-v0/train-a/seed1").is_dir()
+    command = json.loads(Path("runs/exp/Env/train-c/seed1/config.json").read_text())["command"]
+    assert command[3:5] == ["--from", "runs/exp/Field/Spaced-v0/train-a"]
+    assert "started" not in run(name)
+
+
+def test_foreign_files_under_the_runs_folder_do_no_harm(repo):
+    name = write("a: train.py --tag a")
+    for i, text in enumerate(("", "[]", "{", "{}", '{"command": 3}')):
+        folder = Path(f"runs/exp/Env/other{i}/seed1")
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(text)
+    assert "1 finished" in run(name)
 
 
 def test_a_failing_run_is_reported_and_the_others_finish(repo):
@@ -179,12 +206,19 @@ def test_a_failing_run_is_reported_and_the_others_finish(repo):
         figures=("plot.py {good} {after}", "plot.py {after}", "plot.py {runs}"),
     )
     out = run(f"{name} --jobs 1", status=1)
-    assert "FAILED   bad: exit status 1; the end of runs/exp/logs/bad.log:\n    python train.py --tag bad" in out
+    assert (
+        "FAILED   bad: exit status 1; the end of runs/exp/logs/bad.log:\n    python train.py --tag bad" in out
+    )
     assert "\n    error: this went wrong\n" in out
     assert "failed: bad: exit status 1, see runs/exp/logs/bad.log" in out
     assert "failed: diverging: diverged; delete runs/exp/Env/train-diverging" in out
-    assert "not run: after (its bad: failed): python train.py --tag after --from runs/exp/Env/train-bad" in out
-    assert "not run: last (its after: not run): python train.py --tag last --from {after} --runs-dir runs/exp" in out
+    assert (
+        "not run: after (its bad: failed): python train.py --tag after --from runs/exp/Env/train-bad" in out
+    )
+    assert (
+        "not run: last (its after: not run): python train.py --tag last --from {after} --runs-dir runs/exp"
+        in out
+    )
     assert "5 runs: 1 finished, 2 failed, 2 not run" in out
     assert "drawn: runs/exp/Env/train-good\n" in out and out.count("drawn:") == 2  # what has results
     change(tag="bad", given={"--tag": "bad"})  # the fault is repaired
@@ -221,6 +255,15 @@ def test_a_terminal_shows_where_the_running_jobs_stand(repo):
     assert "  1 runs: 0 finished, under a minute to go\r\n" in shown or "about 1 min to go\r\n" in shown
 
 
+def test_without_a_bar_the_last_evaluation_is_shown(repo):
+    import run_experiments
+
+    run(write("a: train.py --tag a --lines 1"))
+    job = run_experiments.Job("a", "train.py --tag a --lines 1", 1, Path("runs/exp"), started=time.time())
+    shown = run_experiments.describe(job)
+    assert shown == "  a: online 2: return 7 +- 1 over 2 seeds, 0.1 min, for under a minute"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_the_runner_stops_its_jobs_and_the_same_command_goes_on(repo, number):
     name = write("a: train.py --tag a --steps 30", "b: train.py --tag b --steps 30", "c: train.py --tag c")
@@ -239,7 +282,9 @@ def test_stopping_the_runner_stops_its_jobs_and_the_same_command_goes_on(repo, n
     assert [step[0] for step in steps("a")] == [str(i) for i in range(1, 31)]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a child that its parent died")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only Linux tells a child that its parent died"
+)
 def test_jobs_of_a_killed_runner_save_and_end(repo):
     name = write("a: train.py --tag a --steps 200")
     process = begin(name)
@@ -298,7 +343,9 @@ def test_ray_resumes_the_run_of_a_lost_worker_and_stops_when_told(repo):
     try:
         until(lambda: len([*Path("runs").glob("exp/*/*/seed1/eval.csv")]) == 2)
         until(lambda: len(steps("b")) > 3)
-        jobs = [json.loads(Path(f"runs/exp/Env/train-{tag}/seed1/config.json").read_text())["pid"] for tag in "ab"]
+        jobs = [
+            json.loads(Path(f"runs/exp/Env/train-{tag}/seed1/config.json").read_text())["pid"] for tag in "ab"
+        ]
         workers = [int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in jobs]
         assert len({process.pid, *workers}) == 3
         os.kill(workers[1], signal.SIGKILL)
@@ -314,7 +361,9 @@ def test_ray_resumes_the_run_of_a_lost_worker_and_stops_when_told(repo):
     assert "stopped  c: its state is saved" in out and not Path(f"/proc/{job}").exists()
     resumed = {tag: "resumes: at step" in Path(f"runs/exp/logs/{tag}.log").read_text() for tag in "ab"}
     assert resumed == {"a": False, "b": True}
-    assert [step[0] for step in steps("b")] == [str(i) for i in range(1, 41)]  # nothing was lost or done twice
+    assert [step[0] for step in steps("b")] == [
+        str(i) for i in range(1, 41)
+    ]  # nothing was lost or done twice
     assert "resume    c" in run(f"{name} --dry-run")  # and paths are those of a run without Ray
 
 
@@ -329,20 +378,44 @@ def test_ray_resumes_the_run_of_a_lost_worker_and_stops_when_told(repo):
         ("{top}[[run]]\nname = 'a'\nminutes = 1", "exp.toml, run 1: command is missing"),
         ("{top}{run}seed = 3", "exp.toml, run 1: unknown key seed"),
         ("{top}{run}gpu = 1", "exp.toml, run 1: gpu = 1 is of the wrong type"),
-        ("{top}[[run]]\nname = 'a'\nminutes = -1\ncommand = 'train.py'", "run 1: minutes = -1 must be positive"),
-        ("{top}[[run]]\nname = 'a b'\nminutes = 1\ncommand = 'train.py'", "run 1: name 'a b' is taken, or not made"),
+        (
+            "{top}[[run]]\nname = 'a'\nminutes = -1\ncommand = 'train.py'",
+            "run 1: minutes = -1 must be positive",
+        ),
+        (
+            "{top}[[run]]\nname = 'a b'\nminutes = 1\ncommand = 'train.py'",
+            "run 1: name 'a b' is taken, or not made",
+        ),
         ("{top}{run}[[run]]\nname = 'a'\nminutes = 1\ncommand = 'train.py'", "run 2: name 'a' is taken"),
-        ("{top}{run}[[run]]\nname = 'b'\nminutes = 1\ncommand = 'train.py --tag  a'", "b has the same command as a"),
-        ("{top}[[run]]\nname = 'a'\nminutes = 1\ncommand = 'nothing.py'", "run 1: there is no script nothing.py in"),
-        ("{top}[[run]]\nname = 'a'\nminutes = 1\ncommand = 'train.py {{b}}'", "unknown name {b}; named so far: none"),
+        (
+            "{top}{run}[[run]]\nname = 'b'\nminutes = 1\ncommand = 'train.py --tag  a'",
+            "b has the same command as a",
+        ),
+        (
+            "{top}[[run]]\nname = 'a'\nminutes = 1\ncommand = 'nothing.py'",
+            "run 1: there is no script nothing.py in",
+        ),
+        (
+            "{top}[[run]]\nname = 'a'\nminutes = 1\ncommand = 'train.py {{b}}'",
+            "unknown name {b}; named so far: none",
+        ),
         ("{top}[[run]]\nname = 'a'\nminutes = 1\ncommand = 'train.py \"x'", "run 1: No closing quotation in"),
-        ("{top}[[run]]\nname = 'a'\nminutes = 1\ncommand = 'train.py --runs-dir x'", "--runs-dir is for run_exp"),
-        ("{top}{run}[[figure]]\ncommand = 'plot.py {{b}}'", "figure 1: unknown name {b}; named so far: a, runs"),
+        (
+            "{top}[[run]]\nname = 'a'\nminutes = 1\ncommand = 'train.py --runs-dir x'",
+            "--runs-dir is for run_exp",
+        ),
+        (
+            "{top}{run}[[figure]]\ncommand = 'plot.py {{b}}'",
+            "figure 1: unknown name {b}; named so far: a, runs",
+        ),
     ],
 )
 def test_bad_files_end_with_one_line_and_nothing_is_started(repo, text, message):
     if text:
-        top, one = "title = 'x'\nabout = 'y'\n", "[[run]]\nname = 'a'\nminutes = 1\ncommand = 'train.py --tag a'\n"
+        top, one = (
+            "title = 'x'\nabout = 'y'\n",
+            "[[run]]\nname = 'a'\nminutes = 1\ncommand = 'train.py --tag a'\n",
+        )
         Path("exp.toml").write_text(text.format(top=top, run=one))
     before = files()
     out = run("exp.toml" if text else "missing.toml", status=2)
@@ -350,7 +423,9 @@ def test_bad_files_end_with_one_line_and_nothing_is_started(repo, text, message)
     assert files() == before
 
 
-@pytest.mark.parametrize("option", ["--jobs -1", "--hours 0", "--jobs-per-gpu 0", "--runs-dir train.py", "--ray a b"])
+@pytest.mark.parametrize(
+    "option", ["--jobs -1", "--hours 0", "--jobs-per-gpu 0", "--runs-dir train.py", "--ray a b"]
+)
 def test_bad_options_end_with_one_line(repo, option):
     out = run(f"{write('a: train.py --tag a')} {option}", status=2).splitlines()[-1]
     assert out.startswith("error: --") and option.split()[0] in out
@@ -361,41 +436,43 @@ def test_bad_options_end_with_one_line(repo, option):
 TINY = "--batch-size 16 --eval-episodes 1 --compile off"
 
 
-def experiment_of(tmp_path, monkeypatch, minari_cache, *runs, figures=()) -> str:
+def experiment_of(tmp_path, monkeypatch, *runs) -> str:
     """Run with the real scripts, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return write(*runs, figures=figures)
+    return write(*runs)
 
 
-def test_a_killed_training_run_is_resumed_and_ends_as_an_uncut_one(tmp_path, monkeypatch, minari_cache):
-    scratch = f"sac_scratch.py {TINY} --num-seeds 2 --hidden-dim 8 --warmup-steps 10 --checkpoint-every 0.001"
+def test_a_killed_training_run_is_resumed(tmp_path, monkeypatch, minari_cache):
+    """Also with an environment whose id has a module and a slash."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     name = experiment_of(
-        *(tmp_path, monkeypatch, minari_cache),
+        *(tmp_path, monkeypatch),
         f"pretrain: offline_pretrain_sac.py {TINY} --num-seeds 2 --hidden-dim 16 --dataset hopper/tiny-v0 "
-        "--offline-steps 20 --eval-every 10",
-        f"scratch: {scratch} --online-steps 150 --eval-every 20",
-        f"finetune: online_finetune_sac.py {TINY} --num-seeds 2 --online-steps 40 --eval-every 20 "
+        "--offline-steps 20 --eval-every 20",
+        f"scratch: sac_scratch.py {TINY} --num-seeds 2 --hidden-dim 8 --env odd_envs:Odd/Spaced-v0 "
+        "--online-steps 600 --warmup-steps 20 --eval-every 300 --checkpoint-every 0",
+        f"finetune: online_finetune_sac.py {TINY} --num-seeds 2 --online-steps 40 --eval-every 40 "
         "--checkpoint {pretrain}",
-        figures=("plot_curves.py {finetune} {scratch} --out {runs}/curves",),
     )
-    command = [sys.executable, str(ROOT / "run_experiments.py"), name, "--jobs", "1"]
+    command = [sys.executable, str(ROOT / "run_experiments.py"), name, "--jobs", "2"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen(command, **streams)
-    until(lambda: any(p.read_text().count("\n") > 3 for p in Path("runs").glob("exp/*/sac_scr*/seed1/eval.csv")))
-    (folder,) = Path("runs/exp/Hopper-v4").glob("sac_scratch-*")
+    until(lambda: [*Path("runs").glob("exp/*/sac_scratch-*/seed1/resume.pt")])
+    (folder,) = Path("runs/exp/odd_envs_Odd_Spaced-v0").glob("sac_scratch-*")
     os.kill(json.loads((folder / "seed1/config.json").read_text())["pid"], signal.SIGKILL)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 1 and "FAILED   scratch: killed by SIGKILL" in out, out
-    assert "finished finetune: in 0." in out and "2 finished, 1 failed" in out and "running or killed" in out, out
+    assert "finished finetune: in 0." in out and "2 finished, 1 failed" in out, out
     again = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0 and "resumed  scratch" in again.stdout and "started" not in again.stdout, again
-    assert Path("runs/exp/curves.png").is_file() and "online_finetune_sac" in again.stdout
-    configs = [json.loads(path.read_text()) for path in Path("runs/exp/Hopper-v4").glob("*/seed*/config.json")]
+    assert again.returncode == 0 and "resumed  scratch" in again.stdout and "started" not in again.stdout, (
+        again
+    )
+    configs = [json.loads(path.read_text()) for path in Path("runs/exp").glob("*/*/seed*/config.json")]
     assert {config["status"] for config in configs} == {"finished"} and len(configs) == 6
-    whole = [*scratch.split(), "--online-steps", "150", "--eval-every", "20", "--runs-dir", "whole"]
-    subprocess.run([sys.executable, str(ROOT / whole[0]), *whole[1:]], check=True, capture_output=True)
-    assert content(folder) == content(next(Path("whole").glob("*/*/")))
+    last = (folder / "seed2/eval.csv").read_text().splitlines()[-1]
+    assert last.startswith("online,") and ",600," in last
+    assert "3 finished" in subprocess.run(command, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.toml")), ids=lambda path: path.stem)

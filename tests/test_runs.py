@@ -23,7 +23,9 @@ import sac_scratch
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = "--batch-size 16 --eval-episodes 2 --compile off --device cpu"
-OFFLINE = f"{SMALL} --dataset hopper/tiny-v0 --hidden-dim 16 --offline-steps 40 --eval-every 20 --log-every 10"
+OFFLINE = (
+    f"{SMALL} --dataset hopper/tiny-v0 --hidden-dim 16 --offline-steps 40 --eval-every 20 --log-every 10"
+)
 ONLINE = f"{SMALL} --online-steps 40 --eval-every 20 --log-every 10"
 SCRATCH = f"{ONLINE} --hidden-dim 8 --warmup-steps 5"
 
@@ -40,7 +42,9 @@ def rows(path: Path) -> list[dict]:
 
 def returns(folder: Path, **moment) -> list[float]:
     found = rows(folder / "eval.csv")
-    return [float(row["return"]) for row in found if all(row[key] == str(value) for key, value in moment.items())]
+    return [
+        float(row["return"]) for row in found if all(row[key] == str(value) for key, value in moment.items())
+    ]
 
 
 def config(folder: Path) -> dict:
@@ -95,7 +99,9 @@ def test_finetuning_starts_where_pretraining_stopped_and_learns(pretrained, call
         own, source = folder / f"seed{seed}", pretrained / f"seed{seed}"
         assert returns(own, env_step=0) == returns(source, gradient_step=40)
         before, after = (torch.load(path / "checkpoint.pt") for path in (source, own))
-        assert after["gradient_step"] == 70 and after["state"]["critic_adam"]["t"] == 70  # no update in the warm-up
+        assert (
+            after["gradient_step"] == 70 and after["state"]["critic_adam"]["t"] == 70
+        )  # no update in the warm-up
         for name in ("actor", "critic"):
             pairs = zip(tree_leaves(before["state"][name]), tree_leaves(after["state"][name]), strict=True)
             assert all(not torch.equal(one, two) for one, two in pairs), name
@@ -108,7 +114,10 @@ def test_finetuning_starts_where_pretraining_stopped_and_learns(pretrained, call
     [
         ("--offline-ratio 0", set()),
         ("--offline-ratio 0.5 --offline-ratio-end 0 --updates-per-step 2 --policy-delay 3", set()),
-        ("--num-candidates 3 --optimism 1 --critic-subset 1", {"candidates/q_advantage", "candidates/distance"}),
+        (
+            "--num-candidates 3 --optimism 1 --critic-subset 1",
+            {"candidates/q_advantage", "candidates/distance"},
+        ),
         ("--epsilon 0.001 --bc-alpha 1 --bc-alpha-end 0", {"constraint/dual", "policy/data_log_prob"}),
     ],
 )
@@ -120,7 +129,7 @@ def test_finetuning_with_each_option(pretrained, call, options, metrics):
     updates = per_step * (40 - 16 if "ratio" in options else 40)
     assert saved["gradient_step"] == 40 + updates and saved["state"]["critic_adam"]["t"] == 40 + updates
     assert metrics <= {row["name"] for row in rows(folder / "metrics.csv")}
-    assert ("medium" in folder.parent.name or "tiny" in folder.parent.name) == ("--offline-ratio 0" != options)
+    assert ("tiny" in folder.parent.name) == (options != "--offline-ratio 0")
 
 
 def test_scratch_learns_and_keeps_its_replay_when_asked(call):
@@ -139,7 +148,10 @@ def test_scratch_learns_and_keeps_its_replay_when_asked(call):
 
 
 def test_scratch_with_logged_data(call):
-    call("sac_scratch", f"{ONLINE} --hidden-dim 16 --warmup-steps 5 --dataset hopper/tiny-v0 --offline-ratio 0.5")
+    call(
+        "sac_scratch",
+        f"{ONLINE} --hidden-dim 16 --warmup-steps 5 --dataset hopper/tiny-v0 --offline-ratio 0.5",
+    )
     assert torch.load(run_folder("sac_scratch-*/seed1") / "checkpoint.pt")["gradient_step"] == 40 - 16
 
 
@@ -188,7 +200,10 @@ def test_environments_of_ones_own_are_trained_in(call, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests")
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     for env_id in ("odd_envs:Goal-v0", "Odd/Spaced-v0"):
-        call("sac_scratch", f"{ONLINE} --hidden-dim 8 --warmup-steps 5 --env {env_id if ':' in env_id else 'odd_envs:' + env_id}")
+        call(
+            "sac_scratch",
+            f"{ONLINE} --hidden-dim 8 --warmup-steps 5 --env {env_id if ':' in env_id else 'odd_envs:' + env_id}",
+        )
     folders = sorted(path.name for path in Path("runs").iterdir())
     assert folders == ["odd_envs_Goal-v0", "odd_envs_Odd_Spaced-v0"]
 
@@ -214,7 +229,9 @@ def test_fifty_compiled_updates_give_the_eager_numbers(call):
     states = []
     for choice in ("off", "on"):
         with inductor.patch(fallback_random=True):  # else compiled code has a random stream of its own
-            out, _ = call("offline_pretrain_sac", f"{command} --num-seeds 2 --compile {choice} --runs-dir {choice}")
+            out, _ = call(
+                "offline_pretrain_sac", f"{command} --num-seeds 2 --compile {choice} --runs-dir {choice}"
+            )
         assert ("compiling" in out) == (choice == "on") and "eagerly" not in out
         states.append(torch.load(run_folder("*/seed2", choice) / "checkpoint.pt")["state"])
     for eager, compiled in zip(*map(tree_leaves, states), strict=True):
@@ -340,13 +357,19 @@ def test_an_offline_run_that_is_killed_goes_on_to_the_same_bits(call, capsys):
 @pytest.mark.parametrize("cores", [2, 8])
 def test_sigterm_to_the_whole_group_saves_and_the_run_goes_on_with_all_rows(call, cores):
     """With the environments in the process of the run, and in processes of their own."""
-    command = "--env odd_envs:Line-v0 --hidden-dim 8 --batch-size 16 --compile off --device cpu --eval-episodes 1"
-    command += " --online-steps 600 --warmup-steps 50 --eval-every 200 --log-every 50 --num-seeds 2 --keep-replay"
+    command = (
+        "--env odd_envs:Line-v0 --hidden-dim 8 --batch-size 16 --compile off --device cpu --eval-episodes 1"
+    )
+    command += (
+        " --online-steps 600 --warmup-steps 50 --eval-every 200 --log-every 50 --num-seeds 2 --keep-replay"
+    )
     process = start("sac_scratch", command, cores)
     wait_for(lambda: any("loss" in path.read_text() for path in Path("runs").rglob("metrics.csv")), process)
     os.killpg(process.pid, signal.SIGTERM)
     out = finish(process)
-    assert process.returncode == 128 + signal.SIGTERM and "go on with: python sac_scratch.py --resume" in out, out
+    assert (
+        process.returncode == 128 + signal.SIGTERM and "go on with: python sac_scratch.py --resume" in out
+    ), out
     wait_until_gone(process.pid)
     folder = run_folder("*")
     saved = torch.load(folder / "seed1" / "resume.pt")
@@ -370,7 +393,10 @@ def wait_until_gone(group, seconds=20):
 
 def test_processes_of_a_run_that_is_killed_end_by_themselves(call):
     process = start("sac_scratch", f"{SCRATCH} --online-steps 100000 --num-seeds 2", cores=8)
-    wait_for(lambda: any("return" in line for line in iter(process.stdout.readline, "") if "online" in line), process)
+    wait_for(
+        lambda: any("return" in line for line in iter(process.stdout.readline, "") if "online" in line),
+        process,
+    )
     assert len(members(process.pid)) >= 4
     process.kill()
     process.wait()
@@ -410,11 +436,15 @@ def test_a_resumed_run_purges_what_tensorboard_would_show_twice(call, monkeypatc
     events.Reload()
     assert [event.step for event in events.Scalars("loss/critic")] == [10, 20, 30, 40]
     assert [event.step for event in events.Scalars("eval/return")] == [0, 20, 40]
-    steps = [row["gradient_step"] for row in rows(folder / "seed1" / "metrics.csv") if row["name"] == "loss/critic"]
+    steps = [
+        row["gradient_step"] for row in rows(folder / "seed1" / "metrics.csv") if row["name"] == "loss/critic"
+    ]
     assert steps == ["10", "20", "30", "40"]
 
 
 def test_help_is_shown_by_every_script():
     for script in ("sac_scratch", "offline_pretrain_sac", "online_finetune_sac"):
-        found = subprocess.run([sys.executable, ROOT / f"{script}.py", "--help"], capture_output=True, text=True)
+        found = subprocess.run(
+            [sys.executable, ROOT / f"{script}.py", "--help"], capture_output=True, text=True
+        )
         assert found.returncode == 0 and "--critic-subset" in found.stdout and "per batch" in found.stdout
