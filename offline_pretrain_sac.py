@@ -835,6 +835,8 @@ class Run:
         for number in STOP_SIGNALS:
             signal.signal(number, self.stop)
         self.set_status("running")
+        if self.saved:
+            print(f"resumes at {self.place()}; episodes under way begin anew")
         print(f"writes: {self.folder}/seed*/", flush=True)
 
     def take_folders(self) -> None:
@@ -1042,6 +1044,8 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     saved = load("--resume", files[0])
     if saved["script"] != SCRIPT:
         fail(f"--resume {args.resume}: is a run of {saved['script']}.py")
+    if json.loads(files[0].with_name("config.json").read_text())["status"] == "finished":
+        fail(f"--resume {args.resume}: this run is finished; resume.pt is kept for its transitions")
     return Args(**saved["args"]), saved | {"folder": files[0].parents[1]}
 
 

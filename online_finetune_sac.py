@@ -984,6 +984,8 @@ class Run:
         for number in STOP_SIGNALS:
             signal.signal(number, self.stop)
         self.set_status("running")
+        if self.saved:
+            print(f"resumes at {self.place()}; episodes under way begin anew")
         print(f"writes: {self.folder}/seed*/", flush=True)
 
     def take_folders(self) -> None:
@@ -1183,15 +1185,16 @@ def train_online(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run, ra
         replay.offline_ratio = torch.tensor(args.offline_ratio, device=replay.rows.device)
     steps = tqdm(range(first_step, args.online_steps + 1), "online", initial=first_step, disable=None)
     with closing(collector.envs):
-        for run.env_step in steps:
+        for step in steps:
+            run.env_step = step
             run.between_steps(args.online_steps, state, replay, loops, collector.ended)
-            if run.env_step == args.online_steps:
+            if step == args.online_steps:
                 break
             action = collector.act()
-            if run.env_step < random_steps:
+            if step < random_steps:
                 action = 2 * torch.rand(action.shape).numpy() - 1
-            if run.env_step >= first_update:
-                anneal(args, state, replay, run.env_step / args.online_steps)
+            if step >= first_update:
+                anneal(args, state, replay, step / args.online_steps)
                 updates(run.gradient_step + 1, args.updates_per_step)
                 run.gradient_step += args.updates_per_step
             collector.step(action)
@@ -1232,6 +1235,8 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     saved = load("--resume", files[0])
     if saved["script"] != SCRIPT:
         fail(f"--resume {args.resume}: is a run of {saved['script']}.py")
+    if json.loads(files[0].with_name("config.json").read_text())["status"] == "finished":
+        fail(f"--resume {args.resume}: this run is finished; resume.pt is kept for its transitions")
     return Args(**saved["args"]), saved | {"folder": files[0].parents[1]}
 
 

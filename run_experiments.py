@@ -246,7 +246,8 @@ def look(words: list[str], root: Path) -> tuple[str, Path | None, float]:
     wanted, folders = normal([*words, "--runs-dir", str(root)]), {}
     for path in root.rglob("seed*/config.json"):  # an environment's id may hold a slash
         config = read_config(path)
-        if normal(config.get("command") or []) == wanted:
+        command = config.get("command")
+        if isinstance(command, list) and normal(command) == wanted:
             folders.setdefault(path.parents[1], []).append(config)
     if not folders:
         return "missing", None, 0.0

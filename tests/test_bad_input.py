@@ -1,6 +1,7 @@
 """Bad input ends with one line or tyro's box, exit status 2, no traceback and nothing written."""
 
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,7 @@ def files(minari_cache, tmp_path_factory):
     torch.save(saved | {"dataset": saved["dataset"] | {"source": "nowhere.hdf5"}}, folder / "lost.pt")
     (folder / "run" / "seed1").mkdir(parents=True)
     torch.save(saved | {"progress": {}}, folder / "run" / "seed1" / "resume.pt")
+    shutil.copy(good.with_name("config.json"), folder / "run" / "seed1")
     return folder
 
 
@@ -65,6 +67,7 @@ CASES = [
     (SCRATCH, "--resume nowhere", "0 runs to resume are there"),
     (SCRATCH, "--resume {files}/run", "is a run of offline_pretrain_sac.py"),
     (SCRATCH, "--resume {files}/run --seed 3", "leave out all others"),
+    (PRETRAIN, "--resume {files}/run", "this run is finished"),
     (PRETRAIN, "--env Walker2d-v4", "--dataset is needed: none is bundled for Walker2d-v4"),
     (
         PRETRAIN,

@@ -376,7 +376,8 @@ def test_sigterm_to_the_whole_group_saves_and_the_run_goes_on_with_all_rows(call
     step = saved["progress"]["env_step"]
     assert 50 < step < 600 and saved["added"] == saved["rings"].shape[1] == step
     out = finish(start("sac_scratch", f"--resume {folder}", cores))
-    assert "finished" in out, out
+    assert f"resumes at online step {step:,}; episodes under way begin anew" in out and "finished" in out, out
+    assert "this run is finished" in finish(start("sac_scratch", f"--resume {folder}", cores))
     ended = torch.load(folder / "seed1" / "resume.pt")
     assert torch.equal(ended["rings"][:, :step], saved["rings"]) and ended["added"] == 600
     for seed in ("seed1", "seed2"):
