@@ -81,7 +81,7 @@ class Args:
 
 
 def mlp(params: dict[str, Tensor], x: Tensor, layer_norm: bool = False) -> Tensor:
-    """(..., in) -> (..., out), or (...) for one output; LayerNorm (no scale, no shift) before each ReLU if asked."""
+    """(..., in) -> (..., out), or (...) if out is 1; with LayerNorm (no scale, no shift) before each ReLU."""
     *hidden, last = range(len(params) // 2)
     for layer in hidden:
         x = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])

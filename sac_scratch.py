@@ -904,7 +904,8 @@ class Run:
         if self.args.track:
             import wandb
 
-            wandb.init(project="offline-to-online", name=self.folder.name, sync_tensorboard=True)
+            wandb.tensorboard.patch(root_logdir=str(self.folder))  # sync_tensorboard for several folders
+            wandb.init(project="offline-to-online", name=self.folder.name, config=self.config)
         self.saved_at = self.logged_at = time.time()
         self.logged_step = self.offline_step + self.env_step
         purge_step = self.logged_step + 1 if self.saved else None
@@ -1047,8 +1048,8 @@ class Run:
         for i, rows in results.items():
             if rows[:, 1].max() == EPISODE_LIMIT:
                 raise SystemExit(f"error: an evaluation episode reached the limit of {EPISODE_LIMIT:,} steps")
-            for episode, row in enumerate(rows.tolist()):
-                line = [*self.evaluated.values(), episode, *row[:2], self.seconds]
+            for episode, (episode_return, length, *_) in enumerate(rows.tolist()):
+                line = [*self.evaluated.values(), episode, episode_return, int(length), self.seconds]
                 append(self.folders[i] / "eval.csv", [line])
             self.last[i], _, first_q, q_bias = rows.mean(0).tolist()
             values = {"eval/return": self.last[i], "eval/first_q": first_q, "eval/q_bias": q_bias}
@@ -1095,6 +1096,9 @@ class Run:
         replay.ring_ends[:, :size] = self.saved["ends"].numpy()
         replay.added = self.saved["added"]
         replay.size.fill_(size)
+        if size:
+            last = replay.ring_ends[:, (replay.added - 1) % replay.capacity]
+            last[last == 0] = 2  # its episode does not go on
         torch.set_rng_state(self.saved["random"][0])
         if replay.rows.is_cuda and len(self.saved["random"]) > 1:  # it may have begun on a CPU
             torch.cuda.set_rng_state(self.saved["random"][1])

@@ -42,6 +42,7 @@ import numpy as np
 import torch
 import tyro
 from PIL import Image, ImageDraw, ImageFont
+from scipy.stats import bootstrap
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
@@ -51,7 +52,6 @@ SCRIPTS = (  # whose checkpoints these are
     *("td3_bc", "td3_c", "iql", "awac", "o3f_select"),
 )
 EPISODE_LIMIT = 100_000  # steps of an evaluation episode
-BOOTSTRAP_SAMPLES = 2000
 SIDE_BY_SIDE = 16  # episodes, for one batched call of the policy
 BACKENDS = "egl", "osmesa", "glfw"  # of MUJOCO_GL, in the order in which they are tried
 PROBE = """import sys, gymnasium
@@ -162,11 +162,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def bootstrap_interval(values, statistic=np.mean):
     """95% percentile bootstrap interval (low, high) of a statistic of values (n,); NaN for fewer than two."""
     values = values[~np.isnan(values)]
-    n = len(values)
-    if n < 2:
+    if len(values) < 2:
         return np.nan, np.nan
-    resampled = values[np.random.default_rng(0).integers(n, size=(BOOTSTRAP_SAMPLES, n))]
-    return tuple(np.percentile(statistic(resampled, axis=-1), [2.5, 97.5]))
+    rng = np.random.default_rng(0)
+    return bootstrap((values,), statistic, method="percentile", n_resamples=2000, rng=rng).confidence_interval
 
 
 def check_options(args: Args) -> None:

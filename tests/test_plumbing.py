@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import odd_envs
 import offline_pretrain_sac
 import online_finetune_sac as script
+import sac_scratch
 
 HOPPER = {"obs_dim": 11, "action_dim": 3}
 
@@ -390,26 +391,26 @@ def test_a_step_that_fails_by_itself_ends_the_run():
 # ---- names and options ----
 
 
-def folder(args, source=None):
-    return script.run_folder(args, None, source)
+def folder(args, source=None, module=script):
+    return module.run_folder(args, None, source)
 
 
-def test_every_option_that_changes_what_is_learned_is_in_the_name():
-    plain = folder(script.Args())
-    names = [field.name for field in fields(script.Args)]
+@pytest.mark.parametrize("module", [script, sac_scratch, offline_pretrain_sac])
+def test_every_option_that_changes_what_is_learned_is_in_the_name(module):
+    plain = folder(module.Args(), module=module)
+    names = [field.name for field in fields(module.Args)]
+    learned = names[names.index("batch_size") :]
+    assert not {"offline_steps", "online_steps", "gamma", "critic_subset"} & set(names) - set(learned)
     others = {"float": 0.123, "int": 77, "bool": True, "str": "policy"}
-    for name in names[names.index("batch_size") :]:
-        default = getattr(script.Args(), name)
+    for name in names:
+        default = getattr(module.Args(), name)
         value = others["float" if default is None else type(default).__name__]
-        changed = script.Args()
-        setattr(changed, name, value)
-        assert folder(changed) != plain, name
-        assert name.replace("_", "-") in folder(changed).name
-    for name in names[: names.index("batch_size")]:
-        if name not in ("env", "runs_dir"):
-            changed = script.Args()
-            setattr(changed, name, 3)
-            assert folder(changed) == plain, name
+        changed = module.Args()
+        setattr(changed, name, not default if isinstance(default, bool) else value)
+        if name in learned:
+            assert name.replace("_", "-") in folder(changed, module=module).name
+        elif name not in ("env", "runs_dir"):
+            assert folder(changed, module=module) == plain, name
 
 
 def test_names_are_short_and_two_settings_never_share_one():

@@ -210,15 +210,16 @@ def test_environments_of_ones_own_are_trained_in(call, monkeypatch):
 
 def test_weights_and_biases_is_started_before_tensorboard(call, monkeypatch):
     """Only the package is replaced; it reads what TensorBoard's writers write."""
-    started = []
+    started, patched = [], []
     wandb = types.ModuleType("wandb")
     wandb.__spec__ = types.SimpleNamespace(name="wandb")
+    wandb.tensorboard = types.SimpleNamespace(patch=lambda root_logdir: patched.append(Path(root_logdir)))
     wandb.init = lambda **options: started.append((options, list(Path("runs").rglob("events*"))))
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     call("sac_scratch", f"{SCRATCH} --track")
     ((options, events),) = started
-    assert options["sync_tensorboard"] and options["name"].startswith("sac_scratch") and events == []
-    assert list(Path("runs").rglob("events*"))
+    assert patched == [run_folder("sac_scratch-*")] and options["name"] == patched[0].name and events == []
+    assert options["config"]["args"]["batch_size"] == 16 and list(patched[0].rglob("events*"))
 
 
 def test_fifty_compiled_updates_give_the_eager_numbers(call):
@@ -379,6 +380,7 @@ def test_sigterm_to_the_whole_group_saves_and_the_run_goes_on_with_all_rows(call
     assert f"resumes at online step {step:,}; episodes under way begin anew" in out and "finished" in out, out
     assert "this run is finished" in finish(start("sac_scratch", f"--resume {folder}", cores))
     ended = torch.load(folder / "seed1" / "resume.pt")
+    assert (ended["ends"][:, step - 1] > 0).all()  # the episodes that were cut do not go on
     assert torch.equal(ended["rings"][:, :step], saved["rings"]) and ended["added"] == 600
     for seed in ("seed1", "seed2"):
         assert [row["env_step"] for row in rows(folder / seed / "eval.csv")] == ["0", "200", "400", "600"]
