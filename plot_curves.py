@@ -193,11 +193,11 @@ def method_words(config):
 
 
 def read_options(config):
-    """{option: text} of what is on and may set a run apart. The first house has --replay for some ratios."""
+    """{option: text, '' if off} of what may set a run apart. The first house has --replay for some ratios."""
     checkpoint = config["checkpoint"]
     options = dict.fromkeys(TREATMENTS) | (config["shape"] or checkpoint.get("shape", {})) | config["args"]
-    options |= {"format": config["format"], "pretraining_steps": checkpoint.get("gradient_step")}
-    options |= {"pretrained_by": checkpoint.get("script"), "dataset": config["dataset"].get("name")}
+    options |= {"format": config["format"], "dataset": config["dataset"].get("name")}
+    options |= {f"pretraining_{k}": v for k, v in checkpoint.items() if k in ("script", "gradient_step")}
     options["online_only"] = options.pop("replay", None) == "online" or options.get("offline_ratio") == 0
     if not options.get("online_steps"):
         options["num_candidates"] = None
@@ -205,7 +205,7 @@ def read_options(config):
         end, start = options.pop(name), name.removesuffix("_end")
         if end is not None:
             options[start] = f"{short(options[start])} to {short(end)}"
-    return {name: short(v) for name, v in options.items() if v not in OFF and name not in NOT_NAMED}
+    return {name: "" if v in OFF else short(v) for name, v in options.items() if name not in NOT_NAMED}
 
 
 def set_labels(curves):
@@ -214,8 +214,8 @@ def set_labels(curves):
         alike = [other.options for other in curves if (other.env, other.method) == (curve.env, curve.method)]
         words = [curve.method]
         for name, value in curve.options.items():
-            num_same = [options.get(name) for options in alike].count(value)
-            if name in TREATMENTS or " to " in value or 2 * num_same <= len(alike):
+            values = [options[name] for options in alike if name in options]
+            if value and (name in TREATMENTS or " to " in value or 2 * values.count(value) <= len(values)):
                 words.append(WORDS.get(name, name.replace("_", " ") + " {}").format(value))
         curve.label = ", ".join(words)
     labels = [(curve.env, curve.label) for curve in curves]
@@ -346,7 +346,7 @@ def draw_panel(ax, curves, args):
             ax.axvline(curve.offset, **grey, ls="-.", label="online phase starts")
     y_label = "normalised score (%)" if args.y == "score" else "evaluation return"
     x_label = "offline gradient updates" * total + " + " * (total and online) + "online env steps" * online
-    datasets = {curve.options["dataset"] for curve in curves if "dataset" in curve.options}
+    datasets = {curve.options["dataset"] for curve in curves} - {""}
     title = f"{curves[0].env}, {datasets.pop()} data" if len(datasets) == 1 else curves[0].env
     ax.set(title=textwrap.fill(title, 46), xlabel=x_label, ylabel=args.metric or y_label)
     ax.xaxis.set_major_formatter(short)
