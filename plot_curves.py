@@ -391,7 +391,7 @@ def main(args):
     if not args.metric:
         print("seeds " + " ".join(f"{name:>10}" for name in PRINTED))
         for row in rows:
-            cells = " ".join(f"{row[name]:10.1f}" for name in PRINTED)
+            cells = " ".join(f"{row[name]:10.0f}" for name in PRINTED).replace("nan", "  -")
             print(f"{row['seeds']:5} {cells}  {row['env']}: {row['label']}, {row['status']}")
     print(f"wrote {prefix}.png and .svg")
 

@@ -78,7 +78,7 @@ def test_every_quantity_of_one_seed(tmp_path, capsys):
     expected = {"offline": 100, "final": 150, "last_five": 100, "delta": 50, "drop": 60, "recovery": 3000}
     expected |= {"auc": (70 + 50 + 90 + 125 + 140) / 5, "recovered": 1, "iqm": 150}
     assert {key: float(row[key]) for key in expected} == expected
-    assert " 60.0     3000.0        1.0       95.0  Hopper-v4: SAC finetuned" in capsys.readouterr().out
+    assert "   60       3000          1         95  Hopper-v4: SAC finetuned" in capsys.readouterr().out
 
 
 def test_quantities_over_seeds(tmp_path):
