@@ -312,7 +312,7 @@ def start(script, arguments, cores=2):
     return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it took too long"
@@ -321,7 +321,7 @@ def wait_for(condition, process, seconds=120):
 
 
 def finish(process):
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=300)
     return out
 
 
@@ -387,7 +387,7 @@ def test_sigterm_to_the_whole_group_saves_and_the_run_goes_on_with_all_rows(call
         assert torch.load(folder / seed / "checkpoint.pt")["gradient_step"] == 550
 
 
-def wait_until_gone(group, seconds=20):
+def wait_until_gone(group, seconds=120):
     end = time.monotonic() + seconds
     while members(group):
         assert time.monotonic() < end, members(group)
