@@ -138,7 +138,7 @@ def fail(message: str) -> NoReturn:
 
 def task_of(env_id: str) -> str:
     """Hopper, of Hopper-v4 and of module:Hopper-v4."""
-    return env_id.rpartition(":")[2].rpartition("-v")[0]
+    return re.sub(r"-v\d+$", "", env_id.rpartition(":")[2])
 
 
 # ---- environments ----
@@ -408,7 +408,8 @@ def read_hdf5(path: Path, step_limit: int | None) -> dict[str, np.ndarray]:
         raise ValueError(f"its arrays do not match: {lengths}")
     obs, count = data["observations"], lengths["observations"]
     terminated, index = data["terminals"].reshape(count).astype(bool), np.arange(count)
-    start = np.maximum.accumulate(np.where(np.append(True, terminated)[:count], index, 0))
+    ends = terminated | data.get("timeouts", terminated).reshape(count).astype(bool)
+    start = np.maximum.accumulate(np.where(np.append(True, ends)[:count], index, 0))
     limit = (index - start + 1) % (step_limit or np.inf) == 0
     truncated = data.get("timeouts", limit).reshape(count).astype(bool) & ~terminated
     truncated[-1:] = ~terminated[-1:]

@@ -173,7 +173,7 @@ def adam(params: dict | Tensor, grads: dict | Tensor, moments: dict, lr: float) 
     t = moments["t"] + 1
     m = tree_map(lambda m, grad: torch.lerp(m, grad, 1 - BETA1), moments["m"], grads)
     v = tree_map(lambda v, grad: torch.lerp(v, grad * grad, 1 - BETA2), moments["v"], grads)
-    step = -torch.expm1(t * math.log(BETA1)) / -lr
+    step = torch.expm1(t * math.log(BETA1)) / lr  # negative: addcdiv adds
     root = (-torch.expm1(t * math.log(BETA2))).sqrt()
     new = tree_map(lambda p, m, v: torch.addcdiv(p, m, (v.sqrt() / root + ADAM_EPS) * step), params, m, v)
     return new, {"m": m, "v": v, "t": t}
@@ -362,7 +362,7 @@ def fail(message: str) -> NoReturn:
 
 def task_of(env_id: str) -> str:
     """Hopper, of Hopper-v4 and of module:Hopper-v4."""
-    return env_id.rpartition(":")[2].rpartition("-v")[0]
+    return re.sub(r"-v\d+$", "", env_id.rpartition(":")[2])
 
 
 def num_cores() -> int:
@@ -448,7 +448,8 @@ def read_hdf5(path: Path, step_limit: int | None) -> dict[str, np.ndarray]:
         raise ValueError(f"its arrays do not match: {lengths}")
     obs, count = data["observations"], lengths["observations"]
     terminated, index = data["terminals"].reshape(count).astype(bool), np.arange(count)
-    start = np.maximum.accumulate(np.where(np.append(True, terminated)[:count], index, 0))
+    ends = terminated | data.get("timeouts", terminated).reshape(count).astype(bool)
+    start = np.maximum.accumulate(np.where(np.append(True, ends)[:count], index, 0))
     limit = (index - start + 1) % (step_limit or np.inf) == 0
     truncated = data.get("timeouts", limit).reshape(count).astype(bool) & ~terminated
     truncated[-1:] = ~terminated[-1:]
@@ -550,7 +551,7 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
         print(f"note: {(~keep).sum():,} last transitions without a next observation were dropped")
     if recorded_in not in (None, args.env.rpartition(":")[2]):
         print(f"note: recorded in {recorded_in}, another version than {args.env}")
-    short = path.stem if path.is_file() else path.name.rpartition("-v")[0]
+    short = path.stem if path.is_file() else re.sub(r"-v\d+$", "", path.name)
     short += "" if BUNDLED in path.resolve().parents else f"-{fingerprint[:4]}"  # two of one name stay apart
     facts = {"name": short, "source": name, "fingerprint": fingerprint, "recorded_in": recorded_in}
     scores = [metadata.get(key) for key in ("ref_min_score", "ref_max_score")]
@@ -658,10 +659,13 @@ class Loop:
             torch.cuda.current_stream().wait_stream(self.stream)
         else:
             if turns not in self.graphs:
-                self.graphs[turns] = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graphs[turns]):
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
                     self.take(turns)
-            self.graphs[turns].replay()
+                self.graphs[turns] = graph, dict(self.metrics)  # which a replay writes again
+            graph, metrics = self.graphs[turns]
+            graph.replay()
+            self.metrics |= metrics
 
 
 def update_loop(algorithm: ALGORITHM, state: dict, replay: Replay, args: Args, total: int) -> Loop:
@@ -689,7 +693,12 @@ def work_beside() -> None:
     torch.set_num_threads(1)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+
+    def end_with_the_run() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_run, daemon=True).start()
 
 
 @cache  # the same ones again at the next evaluation
@@ -733,8 +742,8 @@ def save(path: Path, content: dict) -> None:
     os.replace(part, path)
 
 
-def load(option: str, path: Path) -> dict:
-    """A checkpoint.pt or resume.pt; ends with one line if it is none."""
+def load(option: str, path: Path, needed: str) -> dict:
+    """A checkpoint.pt or resume.pt; ends with one line if it is none, or lacks the key `needed`."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)  # refuses a file that carries code
         format_there = content.get("format", 1)
@@ -742,6 +751,8 @@ def load(option: str, path: Path) -> dict:
         fail(f"{option} {path}: is no file of these scripts: {error!r:.100}")
     if format_there != FORMAT:
         fail(f"{option} {path}: was written by another version of these scripts (format {format_there})")
+    if needed not in content:
+        fail(f"{option} {path}: has no {needed}")
     return content
 
 
@@ -757,8 +768,7 @@ def run_folder(args: Args, dataset: Dataset | None, source: dict | None) -> Path
         if getattr(args, name) != getattr(Args, name):
             parts.append(f"{name}-{getattr(args, name)}".replace("_", "-"))
     if source:
-        lone = source["path"] if source["starts"] < args.num_seeds else ""
-        start = f"{source['run']} {source['gradient_step']} {lone}"
+        start = f"{source['run']} {source['gradient_step']} {source['shared_seed']}"
         parts.append(f"from-{source['script']}-{hashlib.sha256(start.encode()).hexdigest()[:4]}")
     name = "-".join(parts)
     if len(name) > 100:
@@ -832,7 +842,7 @@ class Run:
         self.pool = ProcessPoolExecutor(processes, get_context("spawn"), work_beside)
         self.handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
         for _ in range(processes):
-            self.pool.submit(os.getpid)  # starts a process, which inherits that stop signals are ignored
+            self.pool.submit(os.getpid)  # any call starts a process, which inherits that signals are ignored
         for number in STOP_SIGNALS:
             signal.signal(number, self.stop)
         self.set_status("running")
@@ -873,15 +883,18 @@ class Run:
             lock.release()
         if kind is KeyboardInterrupt:
             command = shlex.join(["python", f"{SCRIPT}.py", "--resume", str(self.folder)])
-            print(f"interrupted at {self.place()}; go on with: {command}")
+            saved = (self.folders[0] / "resume.pt").exists()
+            advice = f"go on with: {command}" if saved else "nothing is saved to go on from"
+            print(f"interrupted at {self.place()}; {advice}")
             raise SystemExit(128 + self.stop_signal)
 
     def stop(self, number: int, _) -> None:
-        """Handles a stop signal; a second one ends the run at once."""
-        if self.stop_signal:
+        """Handles a stop signal; another one, a second later, ends the run at once and unsaved."""
+        if not self.stop_signal:
+            self.stop_signal, self.stopped_at = number, time.time()
+            tqdm.write("stopping after this step ...")
+        elif time.time() > self.stopped_at + 1:  # sooner, it is one signal that came twice: timeout, srun
             raise KeyboardInterrupt
-        self.stop_signal = number
-        tqdm.write("stopping after this step ...")
 
     def set_status(self, status: str) -> None:
         for i, folder in enumerate(self.folders):
@@ -909,12 +922,13 @@ class Run:
     def between_steps(self, last_step: int, state: dict, replay: Replay, loops: list[Loop], ended: list):
         """Logs, saves, stops and evaluates if it is due; `ended` are episodes since the last log."""
         step = self.env_step if self.phase == "online" else self.offline_step
-        if step % self.args.log_every == 0:
+        stops = self.stop_signal  # read once: it may come at any time
+        if stops or step % self.args.log_every == 0:
             self.drop_diverged(state)
             self.log(loops, ended)
-        if self.stop_signal or time.time() - self.saved_at > 60 * self.args.checkpoint_every:
+        if stops or time.time() - self.saved_at > 60 * self.args.checkpoint_every:
             self.save(state, replay)
-        if self.stop_signal:
+        if stops:
             raise KeyboardInterrupt
         if step % self.args.eval_every == 0 or step == last_step:
             self.drop_diverged(state)
@@ -942,7 +956,8 @@ class Run:
         """Gives up the seeds of which something is not finite; ends the run when none is left."""
         leaves = [leaf.reshape(len(self.seeds), -1) for leaf in tree_leaves(state)]
         finite = torch.stack([leaf.isfinite().all(1) for leaf in leaves]).all(0).tolist()
-        for i in [i for i in self.live if not finite[i]]:
+        diverged = [i for i in self.live if not finite[i]]
+        for i in diverged:
             self.live.remove(i)
             tqdm.write(f"seed {self.seeds[i]} diverged before {self.place()}; its last checkpoint stays")
         if not self.live:
@@ -989,6 +1004,7 @@ class Run:
     def save(self, state: dict, replay: Replay) -> None:
         """resume.pt: what --resume goes on from, and what collect_dataset.py --from-run reads."""
         self.log_evaluation()
+        cuda = [torch.cuda.get_rng_state()] if replay.rows.is_cuda else []
         counters = ("phase", "offline_step", "env_step", "gradient_step", "live", "last")
         logs = [folder / name for folder in self.folders for name in ("eval.csv", "metrics.csv")]
         content = self.config | {
@@ -998,7 +1014,7 @@ class Run:
             "added": replay.added,
             "rings": replay.rings[:, : replay.size].clone(),
             "ends": torch.from_numpy(replay.ring_ends[:, : replay.size].copy()),
-            "random": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
+            "random": [torch.get_rng_state(), *cuda],
             "logs": {str(path.relative_to(self.folder)): path.stat().st_size for path in logs},
         }
         save(self.folders[0] / "resume.pt", content)
@@ -1042,10 +1058,11 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
         return args, None
     if args != Args(resume=args.resume):
         fail("--resume goes on with the run's own options; leave out all others")
-    files = [*Path(args.resume).glob("resume.pt"), *Path(args.resume).glob("seed*/resume.pt")]
+    folder = Path(args.resume).resolve()
+    files = [*folder.glob("resume.pt"), *folder.glob("seed*/resume.pt")]
     if len(files) != 1:
         fail(f"--resume {args.resume}: {len(files)} runs to resume are there; name the folder of one")
-    saved = load("--resume", files[0])
+    saved = load("--resume", files[0], "progress")
     if saved["script"] != SCRIPT:
         fail(f"--resume {args.resume}: is a run of {saved['script']}.py")
     if json.loads(files[0].with_name("config.json").read_text())["status"] == "finished":

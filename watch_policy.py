@@ -27,6 +27,7 @@ import csv
 import importlib
 import math
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -143,7 +144,7 @@ def fail(message: str) -> NoReturn:
 
 def task_of(env_id: str) -> str:
     """Hopper, of Hopper-v4 and of module:Hopper-v4."""
-    return env_id.rpartition(":")[2].rpartition("-v")[0]
+    return re.sub(r"-v\d+$", "", env_id.rpartition(":")[2])
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

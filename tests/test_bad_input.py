@@ -41,8 +41,10 @@ def files(minari_cache, tmp_path_factory):
     torch.save(saved | {"shape": saved["shape"] | {"obs_dim": 12}}, folder / "obs.pt")
     torch.save(saved | {"args": saved["args"] | {"gamma": 0.9}}, folder / "gamma.pt")
     torch.save(saved | {"dataset": saved["dataset"] | {"source": "nowhere.hdf5"}}, folder / "lost.pt")
+    torch.save(saved | {"dataset": None}, folder / "without.pt")
     (folder / "run" / "seed1").mkdir(parents=True)
-    torch.save(saved | {"progress": {}}, folder / "run" / "seed1" / "resume.pt")
+    resume = {key: value for key, value in saved.items() if key != "gradient_step"}
+    torch.save(resume | {"progress": {}}, folder / "run" / "seed1" / "resume.pt")
     shutil.copy(good.with_name("config.json"), folder / "run" / "seed1")
     return folder
 
@@ -87,6 +89,8 @@ CASES = [
     (FINETUNE, "--checkpoint {files}/cheetah.pt", "its env is HalfCheetah-v4, not Hopper-v4"),
     (FINETUNE, "--checkpoint {files}/obs.pt", "its obs_dim is 12, not 11"),
     (FINETUNE, "--checkpoint {files}/gamma.pt", "its gamma is 0.9, not 0.99"),
+    (FINETUNE, "--checkpoint {files}/run/seed1/resume.pt", "has no gradient_step"),
+    (FINETUNE, "--checkpoint {files}/without.pt", "--dataset is needed, or --offline-ratio 0"),
     (FINETUNE, "--checkpoint {files}/lost.pt", "--dataset nowhere.hdf5: is no D4RL .hdf5 file"),
     (FINETUNE, "--checkpoint {files}/lost.pt --offline-ratio 0 --dataset x", "uses no logged data"),
 ]

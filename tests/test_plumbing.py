@@ -419,9 +419,9 @@ def test_names_are_short_and_two_settings_never_share_one():
     )
     longer = script.Args(**vars(long) | {"bc_alpha": 0.123})
     assert len(folder(long).name) <= 100 and folder(long) != folder(longer)
-    source = {"script": "a", "run": "a-b", "gradient_step": 1, "path": "x", "starts": 1}
-    others = [source, source | {"run": "a-c"}, source | {"gradient_step": 2}]
-    assert len({folder(script.Args(), one) for one in others}) == 3
+    source = {"script": "a", "run": "a-b", "gradient_step": 1, "shared_seed": None}
+    others = [source, source | {"run": "a-c"}, source | {"gradient_step": 2}, source | {"shared_seed": 2}]
+    assert len({folder(script.Args(), one) for one in others}) == 4
     assert folder(script.Args(env="module:Name/Thing-v0")).parent.name == "module_Name_Thing-v0"
 
 
