@@ -671,18 +671,21 @@ class Loop:
 def update_loop(algorithm: ALGORITHM, state: dict, replay: Replay, args: Args, total: int) -> Loop:
     """`update` of all seeds on fresh batches, compiled if that pays for `total` updates."""
     device = replay.rows.device.type
+    many_updates = device == "cuda" or total >= COMPILE_FROM
+    compiled = args.compile == "on" or (args.compile == "auto" and many_updates)
 
     def step(policy_turn: bool) -> dict:
         update = over_seeds(partial(algorithm.update, policy_turn=policy_turn), args.num_seeds)
         shapes = algorithm.update_noise.items()
         noise = {name: torch.randn(args.num_seeds, *shape, device=device) for name, shape in shapes}
         new, metrics = update(state, replay.sample(args.batch_size), noise)
+        if device == "cpu" and not compiled:
+            state.update(new)
+            return metrics
         for name, part in new.items():  # in place: a CUDA graph reads and writes fixed addresses
             tree_map(Tensor.copy_, state[name], part)
         return metrics
 
-    pays = device == "cuda" or total >= COMPILE_FROM
-    compiled = args.compile == "on" or (args.compile == "auto" and pays)
     if compiled:
         print("compiling the update, which takes up to a minute", flush=True)
     return Loop(step, device, args, compiled)
