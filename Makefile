@@ -9,7 +9,7 @@ READY_RAY = .venv/requirements-ray.stamp
 
 .PHONY: help demo test check
 help:
-	@echo "make demo    pretrain, train from scratch, finetune twice, plot: about 10 minutes, curves in runs/demo"
+	@echo "make demo    pretrain, train from scratch, finetune twice, plot: about 6 minutes, curves in runs/demo"
 	@echo "make test    run the tests"
 	@echo "make check   formatting, lint, tests"
 	@echo "Each makes .venv with \$$(PYTHON) = $(PYTHON) and installs requirements.txt first (tests: and requirements-ray.txt)."
