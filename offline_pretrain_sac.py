@@ -862,7 +862,8 @@ class Run:
                     fail(f"--runs-dir {self.args.runs_dir}: {folder} exists; --overwrite replaces it")
                 self.locks.append(FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0))
                 self.locks[-1].acquire()
-            for folder in self.folders if not self.saved else []:
+            new_folders = [] if self.saved else self.folders
+            for folder in new_folders:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
                 moment = ["phase", "gradient_step", "env_step"]
