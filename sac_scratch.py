@@ -48,8 +48,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
-from dataclasses import asdict, fields
+from contextlib import ExitStack, closing
+from dataclasses import asdict, fields, replace
 from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -138,9 +138,7 @@ class Args:
     q_filter_actions: Literal["data", "policy"] = "data"  # Q of the batch's actions or of the policy's
     # policy constraint (TD3-C)
     epsilon: Annotated[float, Field(gt=0)] = math.inf  # bound on the squared distance to the target policy
-    dual_init: Annotated[float, Field(ge=1e-3, le=1e6)] = (
-        100.0  # lambda at the start: high, first steps are small
-    )
+    dual_init: Annotated[float, Field(ge=1e-3, le=1e6)] = 100.0  # lambda at the start; high: small steps
     dual_lr: Positive = 1e-3  # largest relative change of lambda per policy update
 
 
@@ -247,9 +245,7 @@ def optimistic_action(q: Tensor, action: Tensor, candidates: Tensor, optimism: f
 class SAC:
     """One seed, as pure functions of its state; noise is an argument: standard normal, shapes as listed."""
 
-    def __init__(
-        self, args: Args, obs_dim: int, action_dim: int, hidden_dim: int, num_critics: int, layer_norm: bool
-    ):
+    def __init__(self, args: Args, obs_dim: int, action_dim: int, hidden_dim, num_critics, layer_norm):
         self.args, self.obs_dim, self.action_dim, self.hidden_dim = args, obs_dim, action_dim, hidden_dim
         self.num_critics, self.layer_norm = num_critics, layer_norm
         self.target_entropy = -action_dim if args.target_entropy is None else args.target_entropy
@@ -291,9 +287,8 @@ class SAC:
 
     def critic_loss(self, params: dict, state: dict, batch: Batch, noise: dict):
         """Soft Bellman error, eqs. (5)-(6)."""
-        next_action, next_log_prob = sample_action(
-            *self.actor(state["actor"], batch.next_obs), noise["next_action"]
-        )
+        mean, log_std = self.actor(state["actor"], batch.next_obs)
+        next_action, next_log_prob = sample_action(mean, log_std, noise["next_action"])
         target_critic = state["target_critic"]
         if self.args.critic_subset:  # REDQ, algorithm 1
             subset = noise["subset"].topk(self.args.critic_subset).indices
@@ -341,11 +336,9 @@ class SAC:
         new["actor"], new["actor_adam"] = adam(state["actor"], grads, state["actor_adam"], args.actor_lr)
         metrics |= actor_metrics
 
-        alpha = state["log_alpha"].exp()
-        gradient = alpha * (metrics["policy/entropy"] - self.target_entropy)  # by log alpha
-        new["log_alpha"], new["alpha_adam"] = adam(
-            state["log_alpha"], gradient, state["alpha_adam"], args.alpha_lr
-        )
+        log_alpha, alpha = state["log_alpha"], state["log_alpha"].exp()
+        grad = alpha * (metrics["policy/entropy"] - self.target_entropy)  # by log alpha
+        new["log_alpha"], new["alpha_adam"] = adam(log_alpha, grad, state["alpha_adam"], args.alpha_lr)
         metrics["policy/alpha"] = alpha
         if args.epsilon < math.inf:
             violation = (metrics["constraint/distance"] / args.epsilon - 1).clamp(-1, 1)
@@ -430,8 +423,8 @@ class Adapter(gym.Wrapper):
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, size, np.float32)
         self.action_space = gym.spaces.Box(-1, 1, actions.shape, np.float32)
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None):
-        obs, info = self.env.reset(seed=seed, options=options)
+    def reset(self, **options):
+        obs, info = self.env.reset(**options)
         return to_vector(obs), info
 
     def step(self, action: np.ndarray):
@@ -441,11 +434,10 @@ class Adapter(gym.Wrapper):
         return to_vector(obs), np.asarray(reward).item(), bool(terminated), bool(truncated), info
 
 
-def make_env(env_id: str, in_own_process: bool = False) -> Adapter:
-    if in_own_process and parent_process():  # AsyncVectorEnv makes one in the run's own process, too
+def make_env(env_id: str) -> Adapter:
+    if parent_process():  # one of the run's processes, not the run's own
         work_beside()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
+    with warnings.catch_warnings(action="ignore"):  # "Hopper-v4 is out of date"
         env = Adapter(gym.make(env_id, disable_env_checker=True))
     mujoco = sys.modules.get("mujoco")
     if mujoco:  # or it writes its warnings to a file in the working directory
@@ -467,7 +459,7 @@ def open_env(env_id: str) -> Adapter:
 class Dataset(NamedTuple):
     rows: np.ndarray  # (rows, 2 O + A + 2) float32, columns as in Batch, actions in [-1, 1]
     ends: np.ndarray  # (rows,) uint8: 0, 1 terminated, 2 truncated
-    facts: dict  # what config.json and checkpoints keep of it
+    description: dict  # what config.json and checkpoints keep of it
 
 
 def read_hdf5(path: Path, step_limit: int | None) -> dict[str, np.ndarray]:
@@ -485,13 +477,13 @@ def read_hdf5(path: Path, step_limit: int | None) -> dict[str, np.ndarray]:
     if "missing" in lengths.values() or len(set(lengths.values())) > 1:
         raise ValueError(f"its arrays do not match: {lengths}")
     obs, count = data["observations"], lengths["observations"]
-    terminated, index = data["terminals"].reshape(count).astype(bool), np.arange(count)
-    ends = terminated | data.get("timeouts", terminated).reshape(count).astype(bool)
-    start = np.maximum.accumulate(np.where(np.append(True, ends)[:count], index, 0))
-    limit = (index - start + 1) % (step_limit or np.inf) == 0
-    truncated = data.get("timeouts", limit).reshape(count).astype(bool) & ~terminated
+    terminated = data["terminals"].reshape(count).astype(bool)
+    timeouts = data.get("timeouts", np.zeros(count)).reshape(count).astype(bool)
+    index, starts = np.arange(count), np.append(True, terminated | timeouts)[:count]
+    at_limit = (index - np.maximum.accumulate(index * starts) + 1) % (step_limit or np.inf) == 0
+    truncated = (timeouts if "timeouts" in data else at_limit) & ~terminated
     truncated[-1:] = ~terminated[-1:]
-    if (limit & ~terminated & ~truncated).any():
+    if (at_limit & ~terminated & ~truncated).any():
         print(f"note: {path.name} has episodes beyond {step_limit} steps, the environment's limit")
     next_obs, drop = data.get("next_observations"), np.zeros(count, bool)
     if next_obs is None:
@@ -545,12 +537,10 @@ def check_columns(name: str, columns: dict[str, np.ndarray], env: Adapter) -> No
         bad = np.argwhere(~np.isfinite(columns[key])).tolist()
         if bad:
             fail(f"--dataset {name}: {key}{bad[0]} is {columns[key][tuple(bad[0])]}, no finite number")
-    outside = np.argwhere(np.abs(columns["action"] - env.center) > env.scale * (1 + ROUNDING)).tolist()
-    if outside:
-        first = f"action{outside[0]} is {columns['action'][tuple(outside[0])]:.6g}"
-        fail(
-            f"--dataset {name}: {len(outside):,} values are out of bounds, {first}; --clip-actions clips them"
-        )
+    bad = np.argwhere(np.abs(columns["action"] - env.center) > env.scale * (1 + ROUNDING)).tolist()
+    if bad:
+        first = f"action{bad[0]} is {columns['action'][tuple(bad[0])]:.6g}"
+        fail(f"--dataset {name}: {len(bad):,} values are out of bounds, {first}; --clip-actions clips them")
     if columns["drop"].all():
         fail(f"--dataset {name}: has no transition whose next observation is known")
 
@@ -589,12 +579,14 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
         print(f"note: {(~keep).sum():,} last transitions without a next observation were dropped")
     if recorded_in not in (None, args.env.rpartition(":")[2]):
         print(f"note: recorded in {recorded_in}, another version than {args.env}")
-    short = path.stem if path.is_file() else re.sub(r"-v\d+$", "", path.name)
-    short += "" if BUNDLED in path.resolve().parents else f"-{fingerprint[:4]}"  # two of one name stay apart
-    facts = {"name": short, "source": name, "fingerprint": fingerprint, "recorded_in": recorded_in}
+    short_name = task_of(path.stem)  # medium, of medium-v0 and of medium.hdf5
+    if BUNDLED not in path.resolve().parents:
+        short_name += f"-{fingerprint[:4]}"  # two of one name stay apart
     scores = [metadata.get(key) for key in ("ref_min_score", "ref_max_score")]
-    usable = all(isinstance(score, int | float) for score in scores) and scores[0] != scores[1]
-    return Dataset(rows, ends, facts | {"scores": scores if usable else None})
+    if not all(isinstance(score, int | float) for score in scores) or scores[0] == scores[1]:
+        scores = None
+    description = {"name": short_name, "source": name, "fingerprint": fingerprint}
+    return Dataset(rows, ends, description | {"recorded_in": recorded_in, "scores": scores})
 
 
 class Replay:
@@ -673,37 +665,38 @@ class Loop:
         self.stream = torch.cuda.Stream() if device == "cuda" and args.compile != "off" else None
         self.metrics, self.calls, self.graphs, self.policy_delay = {}, Counter(), {}, args.policy_delay
 
-    def take(self, turns: tuple[bool, ...]) -> None:
+    def take(self, turns: tuple[bool, ...]) -> dict:
+        metrics = {}
         for turn in turns:
             try:
-                self.metrics |= self.step(turn)
+                metrics |= self.step(turn)
             except Exception as error:  # no compiler, or one that fails: slower, the same algorithm
                 if self.step is self.plain:
                     raise
                 tqdm.write(f"not compiled, running eagerly: {error!r:.300}")
                 self.step = self.plain
-                self.metrics |= self.step(turn)
+                metrics |= self.step(turn)
+        return metrics
 
     def __call__(self, first: int = 0, count: int = 1) -> None:
         """Steps `first` to `first + count - 1`; the policy's turn is every --policy-delay'th."""
         turns = tuple(step % self.policy_delay == 0 for step in range(first, first + count))
         self.calls[turns] += 1
         if self.stream is None:
-            self.take(turns)
+            metrics = self.take(turns)
         elif self.calls[turns] <= 2:
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
-                self.take(turns)
+                metrics = self.take(turns)
             torch.cuda.current_stream().wait_stream(self.stream)
         else:
             if turns not in self.graphs:
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph):
-                    self.take(turns)
-                self.graphs[turns] = graph, dict(self.metrics)  # which a replay writes again
+                    self.graphs[turns] = graph, self.take(turns)
             graph, metrics = self.graphs[turns]
             graph.replay()
-            self.metrics |= metrics
+        self.metrics |= metrics
 
 
 def update_loop(algorithm: ALGORITHM, state: dict, replay: Replay, args: Args, total: int) -> Loop:
@@ -734,15 +727,13 @@ class Collector:
 
     def __init__(self, algorithm: ALGORITHM, state: dict, replay: Replay, args: Args, first_step: int):
         count, device, mode = args.num_seeds, replay.rows.device.type, gym.vector.AutoresetMode.SAME_STEP
+        functions = [partial(make_env, args.env)] * count
         if count > 1 and num_cores() >= 8:
-            functions = [partial(make_env, args.env, in_own_process=True)] * count
-            self.envs = gym.vector.AsyncVectorEnv(functions, context="spawn", autoreset_mode=mode)
+            envs = gym.vector.AsyncVectorEnv(functions, context="spawn", autoreset_mode=mode)
         else:
-            self.envs = gym.vector.SyncVectorEnv([partial(make_env, args.env)] * count, autoreset_mode=mode)
-        first_seed = args.seed + 1000 * first_step  # resumed: other episodes
-        self.obs, _ = self.envs.reset(seed=[first_seed + i for i in range(count)])
-        self.returns, self.lengths = np.zeros(count), np.zeros(count, int)
-        self.replay, self.ended = replay, []  # of episodes: seed's index, step, return, length
+            envs = gym.vector.SyncVectorEnv(functions, autoreset_mode=mode)
+        self.envs, self.replay = gym.wrappers.vector.RecordEpisodeStatistics(envs), replay
+        self.obs, _ = self.envs.reset(seed=args.seed + 1000 * first_step)  # resumed: other episodes
         self.device_obs = torch.zeros(self.obs.shape, device=device)
         self.action = torch.zeros(self.envs.action_space.shape, device=device)
 
@@ -761,21 +752,21 @@ class Collector:
         self.loop()
         return np.nan_to_num(self.action.cpu().numpy())  # of a seed that diverged
 
-    def step(self, action: np.ndarray) -> None:
+    def step(self, action: np.ndarray) -> dict[int, dict]:
+        """Executes actions (S, A); metrics of the episodes that end with them, by seed's index."""
         obs, reward, terminated, truncated, info = self.envs.step(action)
-        self.returns += reward
-        self.lengths += 1
-        next_obs = obs.copy()
+        next_obs, ended = obs.copy(), {}
         for i in np.flatnonzero(terminated | truncated):  # there, obs is the next episode's first
-            next_obs[i] = info["final_obs"][i]
-            self.ended.append((i, self.replay.added + 1, self.returns[i], self.lengths[i]))
-            self.returns[i], self.lengths[i] = 0, 0
+            next_obs[i], episode = info["final_obs"][i], info["episode"]
+            ended[i] = {"train/return": episode["r"][i], "train/length": episode["l"][i]}
         self.replay.add(self.obs, action, reward, next_obs, terminated, truncated)
         self.obs = obs
+        return ended
 
 
+@cache  # once per process
 def work_beside() -> None:
-    """The first thing in a process of a run's: stop signals are for the run; without the run, it ends."""
+    """For a process beside the run: stop signals are for the run itself; without the run, it ends."""
     torch.set_num_threads(1)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -792,20 +783,20 @@ def eval_envs(env_id: str, count: int) -> list[Adapter]:
     return [make_env(env_id) for _ in range(count)]
 
 
-def evaluate(path: Path, checkpoint: dict, args: Args) -> np.ndarray:
-    """Saves a seed's checkpoint and plays its evaluation episodes; rows of return, length, first Q, Q's bias.
+def evaluate(path: Path, args: Args) -> np.ndarray:
+    """Plays a checkpoint's evaluation episodes; rows of return, length, first Q, Q's bias.
 
     Episodes are seeded by (seed, gradient and environment steps so far, episode): each evaluation sees new
     starts, and a finetuning's at step 0 repeats the last one of its pretraining. All are acted at once.
     """
-    state = checkpoint["state"] = tree_map(torch.from_numpy, checkpoint["state"])
-    save(path, checkpoint)
-    algorithm, envs = ALGORITHM(args, **checkpoint["shape"]), eval_envs(args.env, args.eval_episodes)
+    checkpoint = torch.load(path, weights_only=True)
+    state, algorithm = checkpoint["state"], ALGORITHM(args, **checkpoint["shape"])
+    envs = eval_envs(args.env, args.eval_episodes)
     origin = [checkpoint[key] for key in ("seed", "gradient_step", "env_step")]
     seeds = [int(np.random.SeedSequence((*origin, i)).generate_state(1)[0]) for i in range(len(envs))]
     obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)])
     first_obs = torch.from_numpy(obs.copy())
-    returns, discounted, lengths = np.zeros(len(envs)), np.zeros(len(envs)), np.zeros(len(envs), int)
+    returns, discounted, lengths = np.zeros((3, len(envs)))
     running = list(range(len(envs)))
     while running:
         action = algorithm.best_action(state, torch.from_numpy(obs)).numpy()
@@ -829,14 +820,14 @@ def save(path: Path, content: dict) -> None:
 
 
 def load(option: str, path: Path, needed: str) -> dict:
-    """A checkpoint.pt or resume.pt; ends with one line if it is none, or lacks the key `needed`."""
+    """A checkpoint.pt or resume.pt, which holds `needed`; ends with one line if it is none."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)  # refuses a file that carries code
-        format_there = content.get("format", 1)
+        file_format = content.get("format", 1)
     except Exception as error:  # whatever torch.load raises on a missing, damaged or foreign file
         fail(f"{option} {path}: is no file of these scripts: {error!r:.100}")
-    if format_there != FORMAT:
-        fail(f"{option} {path}: was written by another version of these scripts (format {format_there})")
+    if file_format != FORMAT:
+        fail(f"{option} {path}: was written by another version of these scripts (format {file_format})")
     if needed not in content:
         fail(f"{option} {path}: has no {needed}")
     return content
@@ -849,7 +840,7 @@ def run_folder(args: Args, dataset: Dataset | None, source: dict | None) -> Path
     """
     parts, names = [SCRIPT], [field.name for field in fields(args)]
     if dataset:
-        parts.append(dataset.facts["name"])
+        parts.append(dataset.description["name"])
     for name in names[names.index("batch_size") :]:
         if getattr(args, name) != getattr(Args, name):
             parts.append(f"{name}-{getattr(args, name)}".replace("_", "-"))
@@ -879,8 +870,10 @@ class Run:
         self.phase, self.offline_step, self.env_step = "offline", 0, 0
         self.gradient_step = source["gradient_step"] if source else 0
         self.seeds, self.live = range(args.seed, args.seed + args.num_seeds), list(range(args.num_seeds))
-        self.last, self.pending, self.locks, self.stop_signal = {}, {}, [], 0  # last: return by seed's index
-        data = dataset.facts if dataset else source and source["dataset"]
+        self.last_return, self.pending = {}, {}  # by seed's index; pending: evaluations under way
+        self.stop_signal, self.stopped_at, self.at_exit = 0, 0.0, ExitStack()
+        trained_on = source["dataset"] if source else None
+        data = dataset.description if dataset else trained_on
         self.scores = D4RL_SCORES.get(task_of(args.env)) or (data and data["scores"])
         self.folder = saved["folder"] if saved else run_folder(args, dataset, source)
         self.folders = [self.folder / f"seed{seed}" for seed in self.seeds]
@@ -922,13 +915,15 @@ class Run:
         self.saved_at = self.logged_at = time.time()
         self.logged_step = self.offline_step + self.env_step
         purge_step = self.logged_step + 1 if self.saved else None
-        self.writers = [SummaryWriter(str(folder), purge_step=purge_step) for folder in self.folders]
+        writers = [SummaryWriter(str(folder), purge_step=purge_step) for folder in self.folders]
+        self.writers = [self.at_exit.enter_context(writer) for writer in writers]
         self.writers[0].add_text("config", f"<pre>{json.dumps(self.config, indent=1)}</pre>")
         processes = min(len(self.seeds), max(1, num_cores() - 1))
         self.pool = ProcessPoolExecutor(processes, get_context("spawn"), work_beside)
+        self.at_exit.callback(self.pool.shutdown, cancel_futures=True)
         self.handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
         for _ in range(processes):
-            self.pool.submit(os.getpid)  # any call starts a process, which inherits that signals are ignored
+            self.pool.submit(os.getpid)  # starts a process, which inherits that stop signals are ignored
         for number in STOP_SIGNALS:
             signal.signal(number, self.stop)
         self.set_status("running")
@@ -943,8 +938,7 @@ class Run:
             for folder in self.folders:
                 if folder.exists() and not self.saved and not self.args.overwrite:
                     fail(f"--runs-dir {self.args.runs_dir}: {folder} exists; --overwrite replaces it")
-                self.locks.append(FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0))
-                self.locks[-1].acquire()
+                self.at_exit.enter_context(FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0))
             new_folders = [] if self.saved else self.folders
             for folder in new_folders:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -961,13 +955,9 @@ class Run:
         if kind is None:
             (self.folders[0] / "resume.pt").unlink(missing_ok=True)
         self.set_status({None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed"))
-        self.pool.shutdown(cancel_futures=True)
+        self.at_exit.close()
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        for writer in self.writers:
-            writer.close()
-        for lock in self.locks:
-            lock.release()
         if kind is KeyboardInterrupt:
             command = shlex.join(["python", f"{SCRIPT}.py", "--resume", str(self.folder)])
             saved = (self.folders[0] / "resume.pt").exists()
@@ -985,10 +975,10 @@ class Run:
 
     def set_status(self, status: str) -> None:
         for i, folder in enumerate(self.folders):
-            facts = {"seed": self.seeds[i], "started": self.started, "seconds": time.time() - self.started}
-            facts |= {"pid": os.getpid(), "status": status if i in self.live else "diverged"}
+            now = {"seed": self.seeds[i], "started": self.started, "seconds": time.time() - self.started}
+            now |= {"pid": os.getpid(), "status": status if i in self.live else "diverged"}
             part = folder / "config.json.part"
-            part.write_text(json.dumps(self.config | facts, indent=1))
+            part.write_text(json.dumps(self.config | now, indent=1))
             os.replace(part, folder / "config.json")
 
     def place(self) -> str:
@@ -1000,19 +990,18 @@ class Run:
     def write_values(self, i: int, moment: dict, values: dict[str, float]) -> None:
         """Adds a seed's values to metrics.csv and TensorBoard, whose axis is updates offline, then steps."""
         append(self.folders[i] / "metrics.csv", [[*moment.values(), *item] for item in values.items()])
-        step = moment["gradient_step"]
-        if moment["phase"] == "online":
-            step = self.offline_step + moment["env_step"]
+        online = moment["phase"] == "online"
+        step = self.offline_step + moment["env_step"] if online else moment["gradient_step"]
         for name, value in values.items():
             self.writers[i].add_scalar(name, value, step)
 
-    def between_steps(self, last_step: int, state: dict, replay: Replay, loops: list[Loop], ended: list):
-        """Logs, saves, stops and evaluates if it is due; `ended` are episodes since the last log."""
+    def between_steps(self, last_step: int, state: dict, replay: Replay, loops: list[Loop]) -> None:
+        """Logs, saves, stops and evaluates if it is due."""
         step = self.env_step if self.phase == "online" else self.offline_step
         stops = self.stop_signal  # read once: it may come at any time
         if stops or step % self.args.log_every == 0:
             self.drop_diverged(state)
-            self.log(loops, ended)
+            self.log(loops)
         if stops or time.time() - self.saved_at > 60 * self.args.checkpoint_every:
             self.save(state, replay)
         if stops:
@@ -1023,8 +1012,8 @@ class Run:
         if all(result.done() for result in self.pending.values()):
             self.log_evaluation()
 
-    def log(self, loops: list[Loop], ended: list[tuple[int, int, float, int]]) -> None:
-        """Metrics of the last step, its speed, and episodes: seed's index, step, return, length."""
+    def log(self, loops: list[Loop]) -> None:
+        """Metrics of the last step, and the speed since the last log."""
         step, now = self.offline_step + self.env_step, time.time()
         metrics = {name: value.tolist() for loop in loops for name, value in loop.metrics.items()}
         if metrics:
@@ -1033,11 +1022,6 @@ class Run:
         self.logged_step, self.logged_at = step, now
         for i in self.live:
             self.write_values(i, self.moment(), {name: value[i] for name, value in metrics.items()})
-        for i, env_step, episode_return, length in ended:
-            if i in self.live:
-                values = {"train/return": episode_return, "train/length": length}
-                self.write_values(i, self.moment() | {"env_step": env_step}, values)
-        ended.clear()
 
     def drop_diverged(self, state: dict) -> None:
         """Gives up the seeds of which something is not finite; ends the run when none is left."""
@@ -1056,43 +1040,44 @@ class Run:
         self.evaluated, self.seconds = self.moment(), round(time.time() - self.started, 1)
         state = tree_map(Tensor.cpu, state)
         for i in self.live:
-            own = tree_map(lambda stacked, i=i: stacked[i].clone().numpy(), state)
-            checkpoint = self.config | self.evaluated | {"seed": self.seeds[i], "state": own}
             path = self.folders[i] / "checkpoint.pt"
-            self.pending[i] = self.pool.submit(evaluate, path, checkpoint, self.args)
+            seed_state = tree_map(partial(torch.select_copy, dim=0, index=i), state)
+            save(path, self.config | self.evaluated | {"seed": self.seeds[i], "state": seed_state})
+            self.pending[i] = self.pool.submit(evaluate, path, self.args)
 
     def log_evaluation(self) -> None:
         """Waits for the evaluation under way, if there is one, and logs it."""
-        results, self.pending = {i: pending.result() for i, pending in self.pending.items()}, {}
-        for i, rows in results.items():
+        if not self.pending:
+            return
+        for i, pending in self.pending.items():
+            rows = pending.result()
             if rows[:, 1].max() == EPISODE_LIMIT:
                 raise SystemExit(f"error: an evaluation episode reached the limit of {EPISODE_LIMIT:,} steps")
             for episode, (episode_return, length, *_) in enumerate(rows.tolist()):
                 line = [*self.evaluated.values(), episode, episode_return, int(length), self.seconds]
                 append(self.folders[i] / "eval.csv", [line])
-            self.last[i], _, first_q, q_bias = rows.mean(0).tolist()
-            values = {"eval/return": self.last[i], "eval/first_q": first_q, "eval/q_bias": q_bias}
+            self.last_return[i], _, first_q, q_bias = rows.mean(0).tolist()
+            values = {"eval/return": self.last_return[i], "eval/first_q": first_q, "eval/q_bias": q_bias}
             self.write_values(i, self.evaluated, values)
-        if results:
-            step = self.evaluated["env_step" if self.evaluated["phase"] == "online" else "gradient_step"]
-            tqdm.write(f"{self.evaluated['phase']} {step:>9,}: {self.summary()}, {self.seconds / 60:.1f} min")
+        self.pending = {}
+        step = self.evaluated["env_step" if self.phase == "online" else "gradient_step"]
+        tqdm.write(f"{self.phase} {step:>9,}: {self.summary()}, {self.seconds / 60:.1f} min")
 
     def summary(self) -> str:
         """The last evaluation in words."""
-        last = np.array([self.last[i] for i in self.live])
-        text = f"return {last.mean():.0f}"
-        if len(last) > 1:
-            text += f" +- {last.std(ddof=1):.0f} over {len(last)} seeds"
+        returns = np.array([self.last_return[i] for i in self.live])
+        text = f"return {returns.mean():.0f}"
+        if len(returns) > 1:
+            text += f" +- {returns.std(ddof=1):.0f} over {len(returns)} seeds"
         if self.scores:
             low, high = self.scores
-            text += f", normalised score {100 * (last.mean() - low) / (high - low):.1f}"
+            text += f", normalised score {100 * (returns.mean() - low) / (high - low):.1f}"
         return text
 
     def save(self, state: dict, replay: Replay) -> None:
         """resume.pt: what --resume goes on from, and what collect_dataset.py --from-run reads."""
         self.log_evaluation()
-        cuda = [torch.cuda.get_rng_state()] if replay.rows.is_cuda else []
-        counters = ("phase", "offline_step", "env_step", "gradient_step", "live", "last")
+        counters = ("phase", "offline_step", "env_step", "gradient_step", "live", "last_return")
         logs = [folder / name for folder in self.folders for name in ("eval.csv", "metrics.csv")]
         content = self.config | {
             "progress": {name: getattr(self, name) for name in counters},
@@ -1101,7 +1086,7 @@ class Run:
             "added": replay.added,
             "rings": replay.rings[:, : replay.size].clone(),
             "ends": torch.from_numpy(replay.ring_ends[:, : replay.size].copy()),
-            "random": [torch.get_rng_state(), *cuda],
+            "random": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
             "logs": {str(path.relative_to(self.folder)): path.stat().st_size for path in logs},
         }
         save(self.folders[0] / "resume.pt", content)
@@ -1120,8 +1105,8 @@ class Run:
             last = replay.ring_ends[:, (replay.added - 1) % replay.capacity]
             last[last == 0] = 2  # its episode does not go on
         torch.set_rng_state(self.saved["random"][0])
-        if replay.rows.is_cuda and len(self.saved["random"]) > 1:  # it may have begun on a CPU
-            torch.cuda.set_rng_state(self.saved["random"][1])
+        for number, random_state in enumerate(self.saved["random"][1 : 1 + torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(random_state, number)
         for name, size in self.saved["logs"].items():
             os.truncate(self.folder / name, size)
 
@@ -1139,34 +1124,34 @@ def train_online(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run, ra
     updates = update_loop(algorithm, state, replay, args, args.online_steps * args.updates_per_step)
     collector = Collector(algorithm, state, replay, args, first_step)
     loops, first_update = [updates, collector.loop], first_online_update(args, replay.num_offline)
-    if args.offline_ratio or args.offline_ratio_end:
+    if args.offline_ratio is not None and replay.num_offline:
         replay.offline_ratio = torch.tensor(args.offline_ratio, device=replay.rows.device)
+    run.between_steps(args.online_steps, state, replay, loops)
     bar = {"desc": "online", "initial": first_step, "total": args.online_steps, "disable": None}
     with closing(collector.envs):
-        for step in tqdm(range(first_step, args.online_steps + 1), **bar):
-            run.env_step = step
-            run.between_steps(args.online_steps, state, replay, loops, collector.ended)
-            if step == args.online_steps:
-                break
+        for step in tqdm(range(first_step, args.online_steps), **bar):
             action = collector.act()
             if step < random_steps:
                 action = 2 * torch.rand(action.shape).numpy() - 1
             if step >= first_update:
-                anneal(args, state, replay, step / args.online_steps)
+                anneal(args, state, replay, (step + 1) / args.online_steps)
                 updates(run.gradient_step + 1, args.updates_per_step)
                 run.gradient_step += args.updates_per_step
-            collector.step(action)
+            ended = collector.step(action)
+            run.env_step += 1
+            for i in ended.keys() & run.live:
+                run.write_values(i, run.moment(), ended[i])
+            run.between_steps(args.online_steps, state, replay, loops)
     run.log_evaluation()
 
 
 def anneal(args: Args, state: dict, replay: Replay, progress: float) -> None:
-    """Sets what changes along the online steps, of which the share `progress` is done."""
+    """Sets what changes along the online steps; `progress` is their share up to this one, 0 when offline."""
     if "progress" in state:
         state["progress"].fill_(progress)
-    if args.offline_ratio_end is not None and replay.offline_ratio is not None:
-        replay.offline_ratio.fill_(
-            args.offline_ratio + (args.offline_ratio_end - args.offline_ratio) * progress
-        )
+    if args.offline_ratio_end is not None and replay.num_offline:
+        change = args.offline_ratio_end - args.offline_ratio
+        replay.offline_ratio.fill_(args.offline_ratio + change * progress)
 
 
 def first_online_update(args: Args, num_offline: int) -> int:
@@ -1187,8 +1172,8 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
         return args, None
     if args != Args(resume=args.resume):
         fail("--resume goes on with the run's own options; leave out all others")
-    folder = Path(args.resume).resolve()
-    files = [*folder.glob("resume.pt"), *folder.glob("seed*/resume.pt")]
+    named = Path(args.resume).resolve()
+    files = [*named.glob("resume.pt"), *named.glob("seed*/resume.pt")]
     if len(files) != 1:
         fail(f"--resume {args.resume}: {len(files)} runs to resume are there; name the folder of one")
     saved = load("--resume", files[0], "progress")
@@ -1197,6 +1182,21 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     if json.loads(files[0].with_name("config.json").read_text())["status"] == "finished":
         fail(f"--resume {args.resume}: this run is finished; resume.pt is kept for its transitions")
     return Args(**saved["args"]), saved | {"folder": files[0].parents[1]}
+
+
+def online_dataset(args: Args, env: Adapter, source: dict | None) -> Dataset | None:
+    """The logged data of an online phase: --dataset, or what the checkpoint was trained on; None for none."""
+    if args.offline_ratio == 0 and not args.offline_ratio_end:
+        if args.dataset:
+            fail(f"--dataset {args.dataset}: --offline-ratio 0 uses no logged data")
+        return None
+    trained_on = source["dataset"] if source else None
+    if args.dataset or not trained_on:
+        return load_dataset(args, env) if args.dataset or args.offline_ratio is not None else None
+    dataset = load_dataset(replace(args, dataset=trained_on["source"]), env)
+    if dataset.description["fingerprint"] != trained_on["fingerprint"]:
+        fail(f"--dataset {trained_on['source']}: has changed since the pretraining; name it to use it")
+    return dataset
 
 
 def check_online_args(args: Args, num_offline: int) -> None:
@@ -1214,10 +1214,7 @@ def main(args: Args) -> None:
     # Data and start
     args, saved = read_resume(args)
     env, device = open_env(args.env), pick_device(args)
-    uses_data = args.dataset is not None or args.offline_ratio or args.offline_ratio_end
-    if args.dataset and args.offline_ratio == 0 and not args.offline_ratio_end:
-        fail(f"--dataset {args.dataset}: --offline-ratio 0 uses no logged data")
-    dataset = load_dataset(args, env) if uses_data else None
+    dataset = online_dataset(args, env, source=None)
     check_online_args(args, len(dataset.rows) if dataset else 0)
 
     # Agent and replay

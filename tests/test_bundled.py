@@ -21,7 +21,7 @@ def test_the_bundled_datasets_are_as_their_cards_say(minari_cache, name, capsys)
     by_default = name == "medium-replay"
     args = script.Args(dataset=None if by_default else f"hopper/{name}-v0")
     dataset = script.load_dataset(args, script.make_env("Hopper-v4"))
-    facts = dataset.facts
+    facts = dataset.description
     assert (facts["name"], facts["source"], facts["recorded_in"]) == (name, f"hopper/{name}-v0", "Hopper-v4")
     assert dataset.rows.shape == (steps, 11 + 3 + 1 + 11 + 1) and (dataset.ends > 0).sum() == episodes
     summary = f"{steps:,} transitions, {episodes:,} episodes, return {mean} on average, {largest} at best"

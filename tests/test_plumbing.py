@@ -229,7 +229,7 @@ def test_a_minari_dataset_is_read_episode_by_episode(minari_cache):
     np.testing.assert_allclose(dataset.rows[:n, 14], first.rewards.astype(np.float32))
     assert len(dataset.rows) == 400 and np.flatnonzero(dataset.ends)[0] == n - 1
     assert (dataset.ends == 1).sum() == sum(e.terminations[-1] for e in episodes)
-    assert dataset.facts["recorded_in"] == "Hopper-v4" and dataset.facts["scores"] == [-20.272305, 3234.3]
+    assert dataset.description["recorded_in"] == "Hopper-v4" and dataset.description["scores"] == [-20.272305, 3234.3]
 
 
 def test_the_environment_in_a_dataset_is_read_as_text_and_never_imported(minari_cache, tmp_path, capsys):
@@ -240,7 +240,7 @@ def test_the_environment_in_a_dataset_is_read_as_text_and_never_imported(minari_
     metadata = json.loads((folder / "data" / "metadata.json").read_text())
     spec = json.loads(metadata["env_spec"]) | {"id": "Hopper-v5", "entry_point": "no_such_module:Env"}
     (folder / "data" / "metadata.json").write_text(json.dumps(metadata | {"env_spec": json.dumps(spec)}))
-    assert read(folder).facts["recorded_in"] == "Hopper-v5"
+    assert read(folder).description["recorded_in"] == "Hopper-v5"
     assert "another version" in capsys.readouterr().out
     spec["id"] = "Walker2d-v4"
     (folder / "data" / "metadata.json").write_text(json.dumps(metadata | {"env_spec": json.dumps(spec)}))
@@ -447,9 +447,9 @@ def test_an_evaluation_by_hand(tmp_path):
         for name in ("actor", "critic"):
             state[name] = {key: torch.zeros_like(p) for key, p in state[name].items()}
         state["actor"]["2.bias"][:] = value
-        arrays = script.tree_map(torch.Tensor.numpy, state)
-        checkpoint = {"state": arrays, "shape": shape, "seed": 1, "gradient_step": 5, "env_step": 0}
-        rows = script.evaluate(tmp_path / "checkpoint.pt", checkpoint, args)
+        checkpoint = {"state": state, "shape": shape, "seed": 1, "gradient_step": 5, "env_step": 0}
+        torch.save(checkpoint, tmp_path / "checkpoint.pt")
+        rows = script.evaluate(tmp_path / "checkpoint.pt", args)
         assert rows.shape == (3, 4) and set(rows[:, 1]) <= set(length)
         np.testing.assert_allclose(rows[:, 0], rows[:, 1])
         np.testing.assert_allclose(
@@ -466,11 +466,9 @@ def test_evaluations_see_new_starts_and_repeat_by_seed_and_step(tmp_path):
     state, found = script.SAC(args, **shape).init(0), []
     before = torch.get_rng_state()
     for seed, gradient_step, env_step in ((1, 0, 0), (1, 0, 0), (2, 0, 0), (1, 5, 0), (1, 0, 5)):
-        arrays = script.tree_map(torch.Tensor.numpy, state)
         moment = {"seed": seed, "gradient_step": gradient_step, "env_step": env_step}
-        found.append(
-            script.evaluate(tmp_path / "c.pt", {"state": arrays, "shape": shape, **moment}, args)[:, 0]
-        )
+        torch.save({"state": state, "shape": shape, **moment}, tmp_path / "c.pt")
+        found.append(script.evaluate(tmp_path / "c.pt", args)[:, 0])
     assert torch.equal(before, torch.get_rng_state())
     np.testing.assert_array_equal(found[0], found[1])
     assert len({tuple(returns) for returns in found}) == 4
@@ -487,25 +485,20 @@ def collector_of(env_id, seeds=2, steps=25, action=0.0):
     state = script.on_device(None, [algorithm.init(i) for i in range(seeds)], "cpu")
     replay = script.Replay(args, shape, None, steps, "cpu")
     collector = script.Collector(algorithm, state, replay, args, 0)
-    for _ in range(steps):
-        collector.step(np.full((seeds, 1), action, np.float32))
-    return collector, replay
+    ended = [collector.step(np.full((seeds, 1), action, np.float32)) for _ in range(steps)]
+    return ended, replay
 
 
 @pytest.mark.parametrize("env_id", ["odd_envs:Line-v0", "odd_envs:SharedArray-v0", "odd_envs:Goal-v0"])
 def test_the_true_last_observation_and_the_kind_of_end_are_stored(env_id):
-    collector, replay = collector_of(env_id)
+    ended, replay = collector_of(env_id)
     assert replay.ring_ends[:, 9::10].tolist() == [[2, 2]] * 2 and (replay.ring_ends > 0).sum() == 4
     obs, next_obs = replay.rings[..., : replay.columns[0]], replay.rings[..., -1 - replay.columns[0] : -1]
     follows = (next_obs[:, :-1] == obs[:, 1:]).all(2)
     inside = torch.from_numpy(replay.ring_ends[:, :-1] == 0)
     assert follows[inside].all() and not follows[~inside].any()
-    assert [(i, step, length) for i, step, _, length in collector.ended] == [
-        (0, 10, 10),
-        (1, 10, 10),
-        (0, 20, 10),
-        (1, 20, 10),
-    ]
+    assert [step for step, episodes in enumerate(ended, 1) if episodes] == [10, 20]
+    assert [ended[19][i]["train/length"] for i in (0, 1)] == [10, 10]
     _, replay = collector_of("odd_envs:Line-v0", steps=6, action=1.0)
     assert (replay.ring_ends == 1).sum() == 2 and (replay.ring_ends == 2).sum() == 0
 
