@@ -1256,9 +1256,13 @@ def online_dataset(args: Args, env: Adapter, source: dict | None) -> Dataset | N
         if args.dataset:
             fail(f"--dataset {args.dataset}: --offline-ratio 0 uses no logged data")
         return None
-    trained_on = source["dataset"] if source else None
-    if args.dataset or not trained_on:
-        return load_dataset(args, env) if args.dataset or args.offline_ratio is not None else None
+    if source is None and args.dataset is None and args.offline_ratio is None:
+        return None
+    if source is None or args.dataset:
+        return load_dataset(args, env)
+    trained_on = source["dataset"]
+    if not trained_on:
+        fail(f"--dataset is needed, or --offline-ratio 0: {source['run']} was trained without data")
     dataset = load_dataset(replace(args, dataset=trained_on["source"]), env)
     if dataset.description["fingerprint"] != trained_on["fingerprint"]:
         fail(f"--dataset {trained_on['source']}: has changed since the pretraining; name it to use it")

@@ -251,7 +251,7 @@ def spoil(module, monkeypatch, seed_index, at_step):
         if self.replay.added == at_step:
             for leaf in tree_leaves(self.state["critic"]):
                 leaf[seed_index] = np.nan
-        step(self, action)
+        return step(self, action)
 
     build = module.Collector.__init__
 
