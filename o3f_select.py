@@ -1,464 +1,446 @@
-"""O3F on LAPO: execute the best of many candidates around the policy's action; the objective never changes.
+"""O3F on LAPO: executes the best of many candidates around the policy's action; the objective never changes.
 
-LAPO's policy picks a latent, and a decoder turns it into an action like the data's better ones. So its critics need no
-training to push unseen actions down, and online they may be asked which action near the policy's is worth trying.
-Papers: O3F, "Fine-tuning offline policies with optimistic action selection"; LAPO, REDQ: arXiv 2203.08949, 2101.05982.
+LAPO's policy picks a latent, and a decoder makes of it an action like the data's better ones. Nothing teaches
+the critics to rate unseen actions low: online they can tell which action near the policy's is worth trying.
 
-Objective (D the decoder, f the latent policy, primes for targets, M a random subset of the critics)
-    acting  argmax_i mean_e Q_e(s, c_i) + omega std_e Q_e(s, c_i),  c_i ~ N(pi(s), sigma^2)     optimistic_action, O3F
-            pi(s) = D'(s, f(s)), clipped to the bounds; f in (-2, 2)                            best_action
-    critic  L(phi) = sum_e mean_B (c r + gamma (1 - terminated) V(s') - Q_e(s, a))^2            critic_loss
-    value   L(psi) = mean_B (V(s) - clip(min_M Q'_e(s, D'(s, f'(s) + noise))))^2                value_loss
-    decoder L = mean_B w (|a - D(s, z)|^2 / std^2 + beta KL(q(z|s, a), N(0, 1))),  z ~ q(z|s, a)  vae_loss
-            w = 0.9 if c r + gamma (1 - terminated) min_M Q'_e(s', D'(s', f'(s'))) > V(s), else 0.1
-    actor   L(theta) = -mean_B mean_e Q_e(s, D'(s, f(s))), weighted by q_filter                 actor_loss
+Papers: O3F (arXiv 2210.06226), LAPO, Chen et al. 2022 (arXiv 2203.08949), REDQ's subsets (arXiv 2101.05982).
 
-Symbols and shapes: S seeds, E critics, B batch, O observation, A action, Z = 2 A latent, N candidates. The seed axis
-comes first everywhere: obs (S, B, O), action (S, B, A) in [-1, 1], reward and V (S, B), Q (S, E, B). std is of the
-data's actions, beta --kl-weight, noise N(0, 0.1^2) within 0.2; clip: to the data's extreme rewards / (1 - gamma).
+Objective (D the decoder, f the latent policy, M a random subset of the critics)
+    critic  L(phi) = sum_e mean_B (r + gamma (1 - terminated) V(s') - Q_e(s, a))^2             critic_loss
+    value   L(psi) = mean_B (V(s) - clip(min_M Q'_e(s, D'(s, f'(s) + noise))))^2               value_loss
+    decoder L = mean_B w (|a - D(s, z)|^2 / std^2 + beta KL(q(z|s, a), N(0, 1))),  z ~ q(z|s, a)   vae_loss
+            w = 0.9 if r + gamma (1 - terminated) min_M Q'_e(s', D'(s', f'(s'))) > V(s), else 0.1  update
+    actor   L(theta) = -sum_B w mean_e Q_e(s, D'(s, f(s))) / sum_B w                           actor_loss
+            w = 1, but --q-filter-weight where Q is under the threshold                        q_filter
+    acting  pi(s) = D'(s, f(s)), clipped to the bounds; in evaluations, too                    best_action
+            the best of N draws from N(pi(s), sigma^2) by mean_e Q + omega std_e Q             act, O3F alg. 1
 
-Reads   --dataset (Minari or D4RL; by default the bundled one), with --offline-steps 0 a checkpoint of its own.
-Writes  runs/<env>/o3f_select-<dataset>[-<tag>]/seed<k>/: config.json, eval.csv (a row an episode; return is
-        undiscounted, in the environment's units), metrics.csv (q/ and candidates/ in units of c r, c one over the
-        largest |r| of the data), TensorBoard events, checkpoint.pt, to continue from with --offline-steps 0.
+Shapes: LAPO is written for ONE seed: obs (B, O), action (B, A) in [-1, 1], latent (B, Z), Z = 2 A, reward and
+V (B,), Q (E, B); B batch, E critics, N candidates; a prime marks a target. r is over the data's largest |r|,
+std of the data's actions, beta --kl-weight, noise N(0, 0.1^2) within 0.2; clip: to the data's extreme
+r / (1 - gamma). What learns is `state`, a nested dict of tensors; torch.vmap runs S seeds at once.
 
-Differs from iql.py: a latent policy and its decoder in place of a Gaussian, and many updates of the critics a step.
+Reads --dataset or, with --offline-steps 0, --checkpoint (default: this script's newest pretraining) and its
+dataset. Writes runs/<env>/<name>/seed<k>/: config.json, eval.csv (a row per episode), metrics.csv (q/ and
+candidates/ in units of the scaled r), TensorBoard's events, checkpoint.pt.
 
-Deviations: two hidden layers, batches of 256, rates of 3e-4 (LAPO: three, 512, 2e-4); observations as they come; V
-before its step and Q' after it in w. O3F leaves open: M, drawn anew for each update; the policy climbs the mean of all
-critics (LAPO: the first); --subset-size; --policy-updates-per-step, which stands for --policy-delay online.
+Deviations: two hidden layers, batches of 256, rates of 3e-4 (LAPO: three, 512, 2e-4); observations as they
+come; raw actions into critics and encoder; the encoder's log std is clamped; V before its step and Q' after
+it in w. Left open by O3F: M has two critics, drawn anew for each update; the policy climbs the mean of all
+critics (LAPO: of the first) and, online, is updated once per environment step.
 
-Run, three minutes on a CPU core (return about 610); in full; then O3F online (--num-candidates 1: one noisy draw):
-    python o3f_select.py --offline-steps 2000 --eval-every 1000
-    python o3f_select.py --num-seeds 10
-    python o3f_select.py --num-seeds 10 --offline-steps 0 --online-steps 20000
+    python o3f_select.py --offline-steps 2000 --eval-every 1000       three minutes on one CPU core
+    python o3f_select.py --num-seeds 10 --online-steps 20000          in full (a GPU is advised)
 """
 
-from __future__ import annotations
-
-import copy
+import csv
 import hashlib
-import io
 import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
-import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict, fields, replace
 from functools import cache, partial
 from importlib.metadata import version
-from multiprocessing import connection, get_context
+from importlib.util import find_spec
+from itertools import pairwise
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn
+from typing import Annotated, Literal, NamedTuple, NoReturn
 
 import gymnasium as gym
-import minari
 import numpy as np
+import psutil
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from filelock import FileLock, Timeout
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
-from torch.func import functional_call, grad_and_value
+from torch.func import grad_and_value, vmap
+from torch.utils._pytree import tree_leaves, tree_map
 from tqdm import tqdm
 
-ALGORITHM = "lapo"  # the family of checkpoints that fit each other
-MAX_LATENT, LATENT_NOISE, LATENT_NOISE_CLIP = 2.0, 0.1, 0.2  # bound of the policy's latent, noise on the target's
+MAX_LATENT = 2.0  # LAPO's bound of the policy's latent
+LATENT_NOISE, LATENT_NOISE_CLIP = 0.1, 0.2  # LAPO's noise on the target policy's latent
 LATENT_LOG_STD_MIN, LATENT_LOG_STD_MAX = -4.0, 4.0  # of the encoder, so that nothing overflows
-ADVANTAGE_WEIGHT = 0.9  # of a row with a positive advantage in the decoder's loss; others have the rest to 1
+ADVANTAGE_WEIGHT = 0.9  # LAPO's, of rows with a positive advantage in vae_loss; others have the rest to 1
+BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
+
+Whole = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Percentile = Annotated[float, Field(ge=0, lt=100)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass
 class Args:
     # experiment
-    env: str = "Hopper-v4"  # Gymnasium id; actions are in [-1, 1] inside and rescaled at its edge
-    seed: int = 1  # first seed
-    num_seeds: int = 1  # seeds trained together: seed, seed + 1, ...
+    env: str = "Hopper-v4"  # Gymnasium id; module:Id-v0 imports the module first
+    seed: Whole = 1  # first seed
+    num_seeds: Count = 1  # seeds trained together: seed, seed + 1, ...
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA when there is one
-    compile: Literal["auto", "on", "off"] = "auto"  # compile the update; auto: on CUDA, and where a CPU gains by it
-    runs_dir: str = "runs"  # results go to <runs-dir>/<env>/<script>[-<tag>]/seed<k>/
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on CUDA, and for long runs
+    runs_dir: str = "runs"  # results go to <runs-dir>/<env>/<name>/seed<k>/
     overwrite: bool = False  # replace a run of the same settings
-    resume: str | None = None  # folder of a run that was cut (above its seeds): goes on with the run's own options
-    checkpoint_every: float = 1.0  # minutes between saves of what --resume goes on from
+    resume: str | None = None  # folder of a run that was cut: goes on with the run's own options
+    checkpoint_every: NonNegative = 5.0  # minutes between saves of what --resume goes on from
+    keep_replay: bool = False  # keep the collected transitions: collect_dataset.py --from-run
+    log_every: Count = 1_000  # steps between rows of losses
+    track: bool = False  # send TensorBoard's logs to Weights & Biases too (needs the package wandb)
     # data
-    checkpoint: str | None = None
-    """checkpoint.pt or a run's folder (seed k continues from its seed k; a lone one serves all seeds).
-    Default: the newest finished offline run of --env under --runs-dir"""
-    dataset: str | None = None
-    """D4RL .hdf5 file, Minari folder or Minari id; looked up as a path, in the local Minari cache, in
-    datasets/, then downloaded. Default: the bundled one, where data are needed"""
+    checkpoint: str | None = None  # run folder or checkpoint.pt; default: the newest finished pretraining
+    dataset: str | None = None  # D4RL .hdf5 file, Minari folder or Minari id; default: the bundled one
+    clip_actions: bool = False  # clip the dataset's actions to the environment's bounds
     # evaluation
-    eval_every: int = 5_000  # steps between evaluations; the first and the last step are always evaluated
-    eval_episodes: int = 5  # episodes an evaluation, of the deterministic policy
+    eval_every: Count = 5_000  # steps between evaluations; the first and the last step are evaluated too
+    eval_episodes: Count = 5  # episodes per evaluation, of the deterministic policy
     # optimisation
-    offline_steps: int = 100_000  # gradient updates on the dataset
-    batch_size: int = 256  # transitions a seed and update
-    gamma: float = 0.99  # discount a step
-    tau: float = 0.005  # share of the networks that moves into their targets, an update
-    actor_lr: float = 3e-4  # Adam's step size
-    critic_lr: float = 3e-4  # Adam's step size
-    policy_delay: int = 1  # critic updates for each update of the policy
-    num_critics: int = 5  # critics a seed; a minimum over them is used
+    batch_size: Count = 256  # transitions per batch and seed
+    offline_steps: Whole = 100_000  # gradient updates on the dataset
+    gamma: Share = 0.99  # discount per step
+    tau: Share = 0.005  # share of the networks that moves into their targets per update
+    actor_lr: Positive = 3e-4  # Adam's step size
+    critic_lr: Positive = 3e-4  # Adam's step size
+    policy_delay: Count = 1  # critic updates per update of the policy
+    num_critics: Count = 5  # critics per seed, of which a minimum is used
+    critic_subset: Whole = 2  # targets from that many random critics (REDQ, RLPD: 2 of 10); 0: all
     layer_norm: bool = False  # LayerNorm in the critics
-    hidden_dim: int = 256  # width of the two hidden layers
+    hidden_dim: Count = 256  # width of the two hidden layers
     # online
-    online_steps: int = 0  # environment steps a seed
-    warmup_steps: int = 0  # first steps that act without updating; at random if nothing was pretrained
-    updates_per_step: int = 20  # gradient updates an environment step
-    replay: Literal["append", "online", "ratio"] | None = None
-    """batches from offline and online rows alike, from online rows only, or with a fixed share of offline
-    rows. Default: ratio if --offline-ratio is given, else append if there are offline data, else online"""
-    offline_ratio: float | None = None  # share of offline rows in a batch, in [0, 1]; with ratio: 0.5
-    offline_ratio_end: float | None = None  # anneal --offline-ratio linearly to this over the online steps
-    replay_capacity: int = 1_000_000  # online transitions kept a seed
+    online_steps: Whole = 0  # environment steps per seed
+    warmup_steps: Whole = 0  # first steps that act without updating
+    updates_per_step: Count = 20  # gradient updates per environment step
+    offline_ratio: Share | None = None  # share of dataset rows per batch; 0: none; default: all rows alike
+    offline_ratio_end: Share | None = None  # anneal --offline-ratio linearly to this over the online steps
+    replay_capacity: Count = 1_000_000  # online transitions kept per seed
     # optimistic actions (O3F)
-    num_candidates: int = 100  # 0: the policy's action; 1: one noisy draw; N: the best of N noisy draws
-    candidate_std: float = 0.2  # standard deviation of the draws, in units of actions in [-1, 1]
-    optimism: float = 0.0  # weight of the critics' standard deviation in a draw's score (UCB)
+    num_candidates: Whole = 100  # 0: the policy's action; 1: one noisy draw; N: the best of N noisy draws
+    candidate_std: NonNegative = 0.2  # standard deviation of the draws, of actions in [-1, 1]
+    optimism: Finite = 0.0  # weight of the critics' standard deviation in a draw's score (UCB)
     # latent policy (LAPO)
-    subset_size: int = 2  # random critics whose minimum is the value's target, drawn anew each update
-    policy_updates_per_step: int = 1  # online, updates of decoder and policy an environment step
-    kl_weight: float = 1.0  # weight of the latent's KL divergence; LAPO's mazes have 0.3
+    policy_updates_per_step: Count = 1  # online, updates of decoder and policy per environment step
+    kl_weight: Positive = 1.0  # weight of the latent's KL divergence; LAPO's mazes have 0.3
     # Q-filter
-    q_filter_percentile: float = 0.0  # leave rows out of the policy loss under this percentile of Q; 0: off
-    q_filter_value: float | None = None  # a fixed threshold on Q instead, in units of discounted return
-    q_filter_weight: float = 0.0  # weight of the rows under the threshold: 0 drops them
+    q_filter_percentile: Percentile = 0.0  # leave rows under this percentile of Q out of the policy loss
+    q_filter_value: Finite | None = None  # a fixed threshold on Q instead, in units of discounted return
+    q_filter_weight: Share = 0.0  # weight of the rows under the threshold: 0 drops them
     q_filter_actions: Literal["data", "policy"] = "data"  # Q of the batch's actions or of the policy's
 
 
 class Batch(NamedTuple):
-    obs: Tensor  # (S, B, O)
-    action: Tensor  # (S, B, A) in [-1, 1]
-    reward: Tensor  # (S, B)
-    next_obs: Tensor  # (S, B, O)
-    terminated: Tensor  # (S, B) 1 where the task ended: no value after it
-    truncated: Tensor  # (S, B) 1 where only the clock ended it: bootstraps
+    obs: Tensor  # (B, O)
+    action: Tensor  # (B, A) in [-1, 1]
+    reward: Tensor  # (B,)
+    next_obs: Tensor  # (B, O)
+    terminated: Tensor  # (B,) 1 where the task ended: no value after it; 0 where only the clock did
 
 
-class Critic(nn.Module):
-    """E critics a seed: obs (S, B, O), action (S, B, A) -> Q (S, E, B)."""
-
-    def __init__(self, generators, obs_dim, action_dim, hidden_dim, num_critics, layer_norm):
-        super().__init__()
-        self.num_critics = num_critics
-        self.mlp = MLP(generators, num_critics, obs_dim + action_dim, hidden_dim, 1, layer_norm)
-
-    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        x = torch.cat([obs, action], 2)[:, None].expand(-1, self.num_critics, -1, -1).flatten(0, 1)
-        return self.mlp(x).view(len(obs), self.num_critics, -1)
+def new_mlp(*sizes: int) -> dict[str, Tensor]:
+    """Parameters of linear layers between `sizes`, with PyTorch's own initialisation."""
+    layers = nn.Sequential(*(nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes)))
+    return {name: param.detach() for name, param in layers.named_parameters()}
 
 
-class Value(nn.Module):
-    """State value: obs (S, B, O) -> V (S, B)."""
-
-    def __init__(self, generators, obs_dim, hidden_dim, layer_norm):
-        super().__init__()
-        self.mlp = MLP(generators, 1, obs_dim, hidden_dim, 1, layer_norm)
-
-    def forward(self, obs: Tensor) -> Tensor:
-        return self.mlp(obs)[..., 0]
-
-
-class LatentActor(nn.Module):
-    """Latent policy f: obs (S, B, O) -> latent (S, B, Z) in (-MAX_LATENT, MAX_LATENT)."""
-
-    def __init__(self, generators, obs_dim, action_dim, hidden_dim):
-        super().__init__()
-        self.mlp = MLP(generators, 1, obs_dim, hidden_dim, 2 * action_dim, layer_norm=False)
-
-    def forward(self, obs: Tensor) -> Tensor:
-        return MAX_LATENT * self.mlp(obs).tanh()
+def mlp(params: dict[str, Tensor], x: Tensor, layer_norm: bool = False) -> Tensor:
+    """(..., in) -> (..., out), or (...) if out is 1; with LayerNorm (no scale, no shift) before each ReLU."""
+    *hidden, last = range(len(params) // 2)
+    for layer in hidden:
+        x = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
+        x = F.relu(F.layer_norm(x, x.shape[-1:]) if layer_norm else x)
+    weight, bias = params[f"{last}.weight"], params[f"{last}.bias"]
+    if len(weight) > 1:
+        return F.linear(x, weight, bias)
+    return (x * weight[0]).sum(-1) + bias[0]  # on CUDA faster than a matrix with one column
 
 
-class Decoder(nn.Module):
-    """D: obs (S, B, O), latent (S, B, Z) -> action (S, B, A), not clipped."""
-
-    def __init__(self, generators, obs_dim, action_dim, hidden_dim):
-        super().__init__()
-        self.mlp = MLP(generators, 1, obs_dim + 2 * action_dim, hidden_dim, action_dim, layer_norm=False)
-        self.register_buffer("mean", torch.zeros(len(generators), 1, action_dim))
-        self.register_buffer("std", torch.ones(len(generators), 1, action_dim))
-
-    def forward(self, obs: Tensor, latent: Tensor) -> Tensor:
-        return self.mean + self.std * self.mlp(torch.cat([obs, latent], 2))
+def adam_init(params: dict | Tensor) -> dict:
+    return {
+        "m": tree_map(torch.zeros_like, params),
+        "v": tree_map(torch.zeros_like, params),
+        "t": torch.zeros(()),
+    }
 
 
-class VAE(nn.Module):
-    """Of the data's actions: obs (S, B, O), action (S, B, A), noise (S, B, Z) -> D(s, z), mean and log_std of z."""
+def adam(params: dict | Tensor, grads: dict | Tensor, moments: dict, lr: float) -> tuple[dict | Tensor, dict]:
+    """New parameters and moments after one step of Adam (Kingma & Ba 2015, algorithm 1).
 
-    def __init__(self, generators, obs_dim, action_dim, hidden_dim):
-        super().__init__()
-        self.encoder = MLP(generators, 1, obs_dim + action_dim, hidden_dim, 4 * action_dim, layer_norm=False)
-        self.decoder = Decoder(generators, obs_dim, action_dim, hidden_dim)
-
-    def forward(self, obs: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mean, log_std = self.encoder(torch.cat([obs, action], 2)).chunk(2, -1)
-        log_std = log_std.clamp(LATENT_LOG_STD_MIN, LATENT_LOG_STD_MAX)
-        return self.decoder(obs, mean + log_std.exp() * noise), mean, log_std
-
-
-class Agent(nn.Module):
-    """Everything that a checkpoint must hold: networks, targets, scales of actions and rewards, optimisers.
-
-    Each tensor has the seeds along its first axis (S, or S * E for the critics), or has no axis.
+    1 - beta^t is written with expm1: in float32 the difference would lose digits for a thousand updates.
     """
-
-    def __init__(self, seeds: list[int], obs_dim, action_dim, hidden_dim, num_critics, layer_norm):
-        super().__init__()
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.actor = LatentActor(generators, obs_dim, action_dim, hidden_dim)
-        self.vae = VAE(generators, obs_dim, action_dim, hidden_dim)
-        self.critic = Critic(generators, obs_dim, action_dim, hidden_dim, num_critics, layer_norm)
-        self.value = Value(generators, obs_dim, hidden_dim, layer_norm)
-        self.target_actor, self.target_decoder = copy.deepcopy(self.actor), copy.deepcopy(self.vae.decoder)
-        self.target_critic = copy.deepcopy(self.critic)
-        self.shape = {"obs_dim": obs_dim, "action_dim": action_dim, "hidden_dim": hidden_dim}
-        self.shape |= {"num_critics": num_critics, "layer_norm": layer_norm}
-        for name in ("reward_scale", "value_min", "value_max"):  # set_scales
-            self.register_buffer(name, torch.ones(()))
-        self.actor_adam, self.vae_adam = Adam(self.actor.parameters()), Adam(self.vae.parameters())
-        self.critic_adam, self.value_adam = Adam(self.critic.parameters()), Adam(self.value.parameters())
-        self.requires_grad_(False)
+    t = moments["t"] + 1
+    m = tree_map(lambda m, grad: torch.lerp(m, grad, 1 - BETA1), moments["m"], grads)
+    v = tree_map(lambda v, grad: torch.lerp(v, grad * grad, 1 - BETA2), moments["v"], grads)
+    step = torch.expm1(t * math.log(BETA1)) / lr  # negative: addcdiv adds
+    root = (-torch.expm1(t * math.log(BETA2))).sqrt()
+    new = tree_map(lambda p, m, v: torch.addcdiv(p, m, (v.sqrt() / root + ADAM_EPS) * step), params, m, v)
+    return new, {"m": m, "v": v, "t": t}
 
 
-def q_filter(q: Tensor, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weights (S, B) of the policy loss: 1 where q (S, B) reaches its seed's threshold, ties kept.
+def stack(trees: list[dict]) -> dict:
+    """Dicts of tensors as one, along a new first axis: of critics, or of seeds."""
+    return tree_map(lambda *leaves: torch.stack(leaves), *trees)
 
-    The threshold is --q-filter-value, or the --q-filter-percentile of the seed's batch (linear
-    interpolation). Source: the chapter on offline-to-online finetuning, "Q-filter".
+
+def polyak(target: dict, params: dict, tau: float) -> dict:
+    return tree_map(lambda old, new: torch.lerp(old, new, tau), target, params)
+
+
+def q_filter(q: Tensor, args: Args) -> tuple[Tensor, dict]:
+    """Weights (B,) of the policy loss: 1 where q (B,) reaches the threshold, ties kept; and metrics.
+
+    The threshold is --q-filter-value, or the --q-filter-percentile of the batch (linear interpolation).
     """
     if args.q_filter_value is None and args.q_filter_percentile == 0:
         return torch.ones_like(q), {}
     if args.q_filter_value is not None:
-        threshold = torch.full_like(q[:, :1], args.q_filter_value)
-    else:
-        threshold = torch.quantile(q, args.q_filter_percentile / 100, dim=1, keepdim=True)
+        threshold = torch.full_like(q[0], args.q_filter_value)
+    else:  # torch.quantile would be a loop under vmap
+        rank = args.q_filter_percentile / 100 * (len(q) - 1)
+        below, above = q.sort().values[math.floor(rank)], q.sort().values[math.ceil(rank)]
+        threshold = torch.lerp(below, above, rank % 1)
     weight = torch.where(q >= threshold, 1.0, args.q_filter_weight)
-    return weight, {"filter/fraction": (q < threshold).float().mean(1), "filter/threshold": threshold[:, 0]}
+    return weight, {"filter/fraction": (q < threshold).float().mean(), "filter/threshold": threshold}
 
 
-def optimistic_action(agent: Agent, obs: Tensor, action: Tensor, noise: Tensor, args: Args):
-    """The best of N candidates around `action` (S, 1, A), by mean_e Q + omega std_e Q; O3F, algorithm 1.
+def optimistic_action(q: Tensor, action: Tensor, candidates: Tensor, optimism: float) -> tuple[Tensor, dict]:
+    """The best of N candidates (N, A) by mean_e Q + omega std_e Q, and metrics; O3F, algorithm 1.
 
-    obs (S, 1, O), noise (S, N, A) standard normal. N = 1 executes that one draw, the paper's noise
-    baseline. Returns the action (S, 1, A) and metrics (S,).
+    q (E, 1 + N) rates `action` (A,), for comparison only, and the candidates. N = 1 is the paper's baseline.
     """
-    candidates = (action + args.candidate_std * noise).clamp(-1, 1)  # (S, N, A)
-    q = agent.critic(obs.expand(-1, candidates.shape[1] + 1, -1), torch.cat([action, candidates], 1))
-    score = q.mean(1) + args.optimism * q.std(1, correction=0)  # (S, 1 + N), the policy's action first
-    best = score[:, 1:].argmax(1)
-    chosen = candidates.take_along_dim(best[:, None, None], 1)
-    advantage = (q.mean(1)[:, 1:].gather(1, best[:, None]) - q.mean(1)[:, :1])[:, 0]
-    distance = (chosen - action).square().sum((1, 2)).sqrt()
-    return chosen, {"candidates/q_advantage": advantage, "candidates/distance": distance}
+    mean = q.mean(0)
+    score = mean + optimism * q.std(0, correction=0)
+    best = score[1:].argmax()
+    distance = (candidates[best] - action).square().sum().sqrt()
+    return candidates[best], {
+        "candidates/q_advantage": mean[1:][best] - mean[0],
+        "candidates/distance": distance,
+    }
 
 
-def select_action(agent: Agent, obs: Tensor, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
-    """The action to execute while training: obs (S, 1, O) -> (S, 1, A)."""
-    action = best_action(agent, obs)
-    if args.num_candidates == 0:
-        return action, {}
-    noise = torch.randn(action.shape[0], args.num_candidates, action.shape[2], device=action.device)
-    return optimistic_action(agent, obs, action, noise, args)
+class LAPO:
+    """One seed, as pure functions of its state; noise is an argument: standard normal, shapes as listed."""
+
+    def __init__(self, args: Args, obs_dim: int, action_dim: int, hidden_dim, num_critics, layer_norm):
+        self.args, self.obs_dim, self.action_dim, self.hidden_dim = args, obs_dim, action_dim, hidden_dim
+        self.num_critics, self.layer_norm, self.latent_dim = num_critics, layer_norm, 2 * action_dim
+        if args.critic_subset > num_critics:
+            fail(f"--critic-subset {args.critic_subset}: there are {num_critics} critics")
+        batch = (args.batch_size, self.latent_dim)
+        self.update_noise = {"target_latent": batch, "latent": batch}
+        if args.critic_subset:
+            self.update_noise["subset"] = (num_critics,)
+        if args.num_candidates == 0 and (args.optimism or args.candidate_std != Args.candidate_std):
+            fail("--optimism and --candidate-std: have no effect with --num-candidates 0")
+        self.act_noise = {}
+        if args.num_candidates:
+            self.act_noise["candidates"] = (args.num_candidates, action_dim)
+
+    def init(self, seed: int) -> dict:
+        """The state that training starts from, before `from_data`."""
+        torch.manual_seed(seed)
+        width, inputs = self.hidden_dim, self.obs_dim + self.action_dim
+        actor = new_mlp(self.obs_dim, width, width, self.latent_dim)
+        value = new_mlp(self.obs_dim, width, width, 1)
+        vae = {
+            "encoder": new_mlp(inputs, width, width, 2 * self.latent_dim),
+            "decoder": new_mlp(self.obs_dim + self.latent_dim, width, width, self.action_dim),
+        }
+        critic = stack([new_mlp(inputs, width, width, 1) for _ in range(self.num_critics)])
+        return {
+            "actor": actor,
+            "vae": vae,
+            "critic": critic,  # (E, ...) each
+            "value": value,
+            "target_actor": actor,
+            "target_decoder": vae["decoder"],
+            "target_critic": critic,
+            "action_mean": torch.zeros(self.action_dim),
+            "action_std": torch.ones(self.action_dim),
+            "reward_scale": torch.ones(()),
+            "value_min": torch.tensor(-math.inf),
+            "value_max": torch.tensor(math.inf),
+            "actor_adam": adam_init(actor),
+            "vae_adam": adam_init(vae),
+            "critic_adam": adam_init(critic),
+            "value_adam": adam_init(value),
+        }
+
+    def from_data(self, rows: np.ndarray) -> dict:
+        """Scales of actions and rewards and bounds of V, from the dataset's rows (N, 2 O + A + 2)."""
+        action = rows[:, self.obs_dim : self.obs_dim + self.action_dim]
+        reward = rows[:, self.obs_dim + self.action_dim]
+        if not reward.any():
+            fail(f"--dataset {self.args.dataset}: all its rewards are 0")
+        scale = 1 / float(np.abs(reward).max())
+        lowest, highest = min(float(reward.min()), 0), max(float(reward.max()), 0)  # 0 follows an end
+        return {
+            "action_mean": torch.from_numpy(action.mean(0)),
+            "action_std": torch.from_numpy(action.std(0) + 1e-3),
+            "reward_scale": torch.tensor(scale),
+            "value_min": torch.tensor(scale * lowest / (1 - self.args.gamma)),
+            "value_max": torch.tensor(scale * highest / (1 - self.args.gamma)),
+        }
+
+    def latent(self, params: dict, obs: Tensor) -> Tensor:
+        """The policy f: its latent (..., Z) at obs (..., O)."""
+        return MAX_LATENT * mlp(params, obs).tanh()
+
+    def decode(self, params: dict, state: dict, obs: Tensor, latent: Tensor) -> Tensor:
+        """D: the action (..., A) of a latent (..., Z) at obs (..., O), not clipped."""
+        decoded = mlp(params, torch.cat([obs, latent], -1))
+        decoded = decoded.reshape(*obs.shape[:-1], self.action_dim)  # also where A is 1
+        return state["action_mean"] + state["action_std"] * decoded
+
+    def critics(self, params: dict, obs: Tensor, action: Tensor) -> Tensor:
+        """Q of all critics in `params`, (E, ...), at obs (..., O) and action (..., A)."""
+        x = torch.cat([obs, action], -1)
+        return vmap(lambda one: mlp(one, x, self.layer_norm))(params)
+
+    def target_policy_q(self, state: dict, obs: Tensor, latent_noise: Tensor | float, noise: dict) -> Tensor:
+        """min_M Q'_e(s, D'(s, f'(s) + latent_noise)), (B,)."""
+        latent = self.latent(state["target_actor"], obs) + latent_noise
+        action = self.decode(state["target_decoder"], state, obs, latent)
+        target_critic = state["target_critic"]
+        if self.args.critic_subset:  # REDQ, algorithm 1
+            subset = noise["subset"].topk(self.args.critic_subset).indices
+            target_critic = tree_map(lambda stacked: stacked[subset], target_critic)
+        return self.critics(target_critic, obs, action).amin(0)
+
+    def critic_loss(self, params: dict, state: dict, batch: Batch):
+        """Bellman error towards V(s')."""
+        next_value = mlp(state["value"], batch.next_obs, self.layer_norm)  # (B,)
+        reward = state["reward_scale"] * batch.reward
+        target_q = reward + self.args.gamma * (1 - batch.terminated) * next_value
+        q = self.critics(params, batch.obs, batch.action)  # (E, B)
+        loss = (q - target_q).square().mean(1).sum()
+        return loss, ({"loss/critic": loss, "q/data": q.mean(), "q/target": target_q.mean()}, q)
+
+    def value_loss(self, params: dict, state: dict, batch: Batch, noise: dict):
+        """Regression to the target policy's Q."""
+        latent_noise = (LATENT_NOISE * noise["target_latent"]).clamp(-LATENT_NOISE_CLIP, LATENT_NOISE_CLIP)
+        target = self.target_policy_q(state, batch.obs, latent_noise, noise)
+        target = target.clamp(state["value_min"], state["value_max"])
+        value = mlp(params, batch.obs, self.layer_norm)  # (B,)
+        loss = (value - target).square().mean()
+        return loss, ({"loss/value": loss, "q/value": value.mean()}, value)
+
+    def vae_loss(self, params: dict, state: dict, batch: Batch, noise: dict, advantage: Tensor):
+        """Weighted bound on the likelihood of the batch's actions, in units of their std; advantage (B,)."""
+        mean, log_std = mlp(params["encoder"], torch.cat([batch.obs, batch.action], 1)).chunk(2, 1)
+        log_std = log_std.clamp(LATENT_LOG_STD_MIN, LATENT_LOG_STD_MAX)
+        latent = mean + log_std.exp() * noise["latent"]
+        decoded = self.decode(params["decoder"], state, batch.obs, latent)
+        error = ((batch.action - decoded) / state["action_std"]).square().sum(1)  # (B,)
+        kl = (0.5 * (mean.square() + (2 * log_std).exp() - 1) - log_std).sum(1)
+        positive = advantage > 0
+        weight = torch.where(positive, ADVANTAGE_WEIGHT, 1 - ADVANTAGE_WEIGHT)
+        loss = (weight * (error + self.args.kl_weight * kl)).mean()
+        metrics = {"loss/vae": loss, "vae/error": error.mean(), "vae/kl": kl.mean()}
+        return loss, metrics | {"weight/positive_share": positive.float().mean()}
+
+    def actor_loss(self, params: dict, state: dict, batch: Batch, data_q: Tensor):
+        """-mean_e Q of the decoded latent, Q-filtered; data_q (B,): min_e Q of the batch's actions."""
+        action = self.decode(state["target_decoder"], state, batch.obs, self.latent(params, batch.obs))
+        q = self.critics(state["critic"], batch.obs, action)  # (E, B)
+        filtered_q = data_q if self.args.q_filter_actions == "data" else q.detach().amin(0)
+        weight, filtered = q_filter(filtered_q / state["reward_scale"], self.args)
+        loss = -(weight * q.mean(0)).sum() / weight.sum().clamp(min=1e-6)
+        return loss, {"loss/actor": loss, "q/policy": q.amin(0).mean(), **filtered}
+
+    def update(self, state: dict, batch: Batch, noise: dict, policy_turn: bool) -> tuple[dict, dict]:
+        """What changes in the state, and metrics: critics and V, and on the policy's turn all else."""
+        args = self.args
+        gradient = grad_and_value(self.critic_loss, has_aux=True)
+        grads, (_, (metrics, q)) = gradient(state["critic"], state, batch)
+        critic, critic_adam = adam(state["critic"], grads, state["critic_adam"], args.critic_lr)
+
+        gradient = grad_and_value(self.value_loss, has_aux=True)
+        grads, (_, (value_metrics, value)) = gradient(state["value"], state, batch, noise)
+        metrics |= value_metrics
+        new = {"critic": critic, "critic_adam": critic_adam}
+        new["value"], new["value_adam"] = adam(state["value"], grads, state["value_adam"], args.critic_lr)
+        new["target_critic"] = polyak(state["target_critic"], critic, args.tau)
+        if not policy_turn:
+            return new, metrics
+
+        next_q = self.target_policy_q(state | new, batch.next_obs, 0.0, noise)
+        reward = state["reward_scale"] * batch.reward
+        advantage = reward + args.gamma * (1 - batch.terminated) * next_q - value
+        gradient = grad_and_value(self.vae_loss, has_aux=True)
+        grads, (_, vae_metrics) = gradient(state["vae"], state, batch, noise, advantage)
+        new["vae"], new["vae_adam"] = adam(state["vae"], grads, state["vae_adam"], args.actor_lr)
+
+        gradient = grad_and_value(self.actor_loss, has_aux=True)
+        grads, (_, actor_metrics) = gradient(state["actor"], state | new, batch, q.amin(0))
+        new["actor"], new["actor_adam"] = adam(state["actor"], grads, state["actor_adam"], args.actor_lr)
+        new["target_decoder"] = polyak(state["target_decoder"], new["vae"]["decoder"], args.tau)
+        new["target_actor"] = polyak(state["target_actor"], new["actor"], args.tau)
+        return new, metrics | vae_metrics | actor_metrics
+
+    def act(self, state: dict, obs: Tensor, noise: dict) -> tuple[Tensor, dict]:
+        """The action (A,) to execute while training, at obs (O,), and metrics."""
+        action = self.best_action(state, obs)
+        if self.args.num_candidates == 0:
+            return action, {}
+        candidates = (action + self.args.candidate_std * noise["candidates"]).clamp(-1, 1)  # (N, A)
+        rated = torch.cat([action[None], candidates])
+        q = self.critics(state["critic"], obs.expand(len(rated), -1), rated)  # (E, 1 + N)
+        return optimistic_action(q, action, candidates, self.args.optimism)
+
+    def best_action(self, state: dict, obs: Tensor) -> Tensor:
+        """The deterministic action (..., A) that evaluations execute at obs (..., O)."""
+        return self.decode(state["target_decoder"], state, obs, self.latent(state["actor"], obs)).clamp(-1, 1)
+
+    def value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
+        """min_e Q(s, a), (B,), in units of discounted return."""
+        return self.critics(state["critic"], obs, action).amin(0) / state["reward_scale"]
 
 
-def best_action(agent: Agent, obs: Tensor) -> Tensor:
-    """The deterministic action that evaluations execute, D'(s, f(s)), clipped: obs (S, B, O) -> (S, B, A)."""
-    return agent.target_decoder(obs, agent.actor(obs)).clamp(-1, 1)
+def check_args(args: Args) -> None:
+    """Ends with one line if options of this script contradict each other."""
+    if args.offline_steps == 0 and args.policy_delay != Args.policy_delay:
+        fail(f"--policy-delay {args.policy_delay}: is of the offline phase; see --policy-updates-per-step")
+    if args.updates_per_step % args.policy_updates_per_step:
+        option = f"--policy-updates-per-step {args.policy_updates_per_step}"
+        fail(f"{option}: must divide --updates-per-step {args.updates_per_step}")
+    if args.gamma == 1:
+        fail("--gamma 1: must be below 1; V is held within the data's extreme rewards / (1 - gamma)")
 
 
-def target_policy_q(agent: Agent, obs: Tensor, noise: Tensor | float, subset: Tensor) -> Tensor:
-    """min_M Q'_e(s, D'(s, f'(s) + noise)), (S, B); subset (S, M) numbers the critics of M."""
-    q = agent.target_critic(obs, agent.target_decoder(obs, agent.target_actor(obs) + noise))
-    return q.take_along_dim(subset[:, :, None], 1).amin(1)
+ALGORITHM, FAMILY = LAPO, "lapo"  # the family of checkpoints that fit each other
+PRETRAINED_BY = "o3f_select"  # the script whose newest run --checkpoint is by default
+# ---- plumbing: the same text in every script ---------------------------------------------------------
 
-
-def value_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, noise: Tensor, subset: Tensor):
-    """Regression to the target policy's Q; returns its sum over seeds, (metrics, value (S, B))."""
-    noise = (LATENT_NOISE * noise).clamp(-LATENT_NOISE_CLIP, LATENT_NOISE_CLIP)
-    target = target_policy_q(agent, batch.obs, noise, subset).clamp(agent.value_min, agent.value_max)
-    value = functional_call(agent.value, params, (batch.obs,))
-    loss = (value - target).square().mean(1)  # (S,)
-    return loss.sum(), ({"loss/value": loss, "q/value": value.mean(1)}, value)
-
-
-def critic_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, args: Args):
-    """Bellman error towards V(s'); returns its sum over seeds, (metrics, q (S, E, B))."""
-    target_q = agent.reward_scale * batch.reward + args.gamma * (1 - batch.terminated) * agent.value(batch.next_obs)
-    q = functional_call(agent.critic, params, (batch.obs, batch.action))  # (S, E, B)
-    loss = (q - target_q[:, None]).square().mean(2).sum(1)  # (S,)
-    metrics = {"loss/critic": loss, "q/data": q.mean((1, 2)), "q/target": target_q.mean(1)}
-    return loss.sum(), (metrics, q)
-
-
-def vae_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, noise: Tensor, advantage: Tensor, args: Args):
-    """Weighted bound on the likelihood of the batch's actions, in units of their std; returns its sum and metrics."""
-    decoded, mean, log_std = functional_call(agent.vae, params, (batch.obs, batch.action, noise))
-    error = ((batch.action - decoded) / agent.vae.decoder.std).square().sum(2)  # (S, B)
-    kl = (0.5 * (mean.square() + (2 * log_std).exp() - 1) - log_std).sum(2)
-    weight = torch.where(advantage > 0, ADVANTAGE_WEIGHT, 1 - ADVANTAGE_WEIGHT)
-    loss = (weight * (error + args.kl_weight * kl)).mean(1)  # (S,)
-    metrics = {"loss/vae": loss, "vae/error": error.mean(1), "vae/kl": kl.mean(1)}
-    return loss.sum(), metrics | {"weight/positive_share": (advantage > 0).float().mean(1)}
-
-
-def actor_loss(params: dict[str, Tensor], agent: Agent, batch: Batch, args: Args, data_q: Tensor):
-    """-mean_e Q of the decoded latent, Q-filtered; data_q (S, B): min_e Q of the batch's actions."""
-    action = agent.target_decoder(batch.obs, functional_call(agent.actor, params, (batch.obs,)))
-    every_q = agent.critic(batch.obs, action)  # (S, E, B)
-    filter_q = (data_q if args.q_filter_actions == "data" else every_q.detach().amin(1)) / agent.reward_scale
-    keep, filter_metrics = q_filter(filter_q, args)
-    loss = -(keep * every_q.mean(1)).sum(1) / keep.sum(1).clamp(min=1e-6)  # (S,)
-    return loss.sum(), {"loss/actor": loss, "q/policy": every_q.amin(1).mean(1), **filter_metrics}
-
-
-def update(agent: Agent, batch: Batch, args: Args, policy_turn: bool) -> dict[str, Tensor]:
-    """One update of critics and value, and of decoder and policy on their turn, in place. Metrics are (S,) each."""
-    noise = torch.randn(2, *batch.reward.shape, 2 * batch.action.shape[2], device=batch.action.device)
-    subset = torch.rand(len(batch.obs), agent.critic.num_critics, device=noise.device).topk(args.subset_size).indices
-    params = dict(agent.critic.named_parameters())
-    grads, (_, (metrics, q)) = grad_and_value(critic_loss, has_aux=True)(params, agent, batch, args)
-    agent.critic_adam.step(grads.values(), args.critic_lr)
-    params = dict(agent.value.named_parameters())
-    grads, (_, (found, value)) = grad_and_value(value_loss, has_aux=True)(params, agent, batch, noise[0], subset)
-    agent.value_adam.step(grads.values(), args.critic_lr)
-    torch._foreach_lerp_(list(agent.target_critic.parameters()), list(agent.critic.parameters()), args.tau)
-    if not policy_turn:
-        return metrics | found
-
-    next_q = target_policy_q(agent, batch.next_obs, 0.0, subset)
-    advantage = agent.reward_scale * batch.reward + args.gamma * (1 - batch.terminated) * next_q - value
-    params = dict(agent.vae.named_parameters())
-    grads, (_, vae_metrics) = grad_and_value(vae_loss, has_aux=True)(params, agent, batch, noise[1], advantage, args)
-    agent.vae_adam.step(grads.values(), args.actor_lr)
-    params = dict(agent.actor.named_parameters())
-    grads, (_, actor_metrics) = grad_and_value(actor_loss, has_aux=True)(params, agent, batch, args, q.amin(1))
-    agent.actor_adam.step(grads.values(), args.actor_lr)
-    torch._foreach_lerp_(list(agent.target_decoder.parameters()), list(agent.vae.decoder.parameters()), args.tau)
-    torch._foreach_lerp_(list(agent.target_actor.parameters()), list(agent.actor.parameters()), args.tau)
-    return metrics | found | vae_metrics | actor_metrics
-
-
-# ---- plumbing: the same text in every script ----
-
-SCRIPT = Path(__file__).stem
-BUNDLED = Path(__file__).resolve().parent / "datasets"
+SCRIPT, BUNDLED = Path(__file__).stem, (Path(__file__).resolve().parent / "datasets").resolve()
+FORMAT = 2  # of checkpoint.pt and resume.pt; files of the first format name none
 DEFAULT_DATASETS = {"Hopper": "hopper/medium-replay-v0"}  # what --dataset is when it is not given
-D4RL_SCORES = {  # undiscounted returns of a random and of an expert policy (Fu et al. 2020, arXiv 2004.07219)
-    "HalfCheetah": (-280.178953, 12135.0),
-    "Hopper": (-20.272305, 3234.3),
-    "Walker2d": (1.629008, 4592.3),
-    "Ant": (-325.6, 3879.7),
+D4RL_SCORES = {  # returns of a random and of an expert policy (Fu et al. 2020, arXiv 2004.07219)
+    "HalfCheetah": [-280.178953, 12135.0],
+    "Hopper": [-20.272305, 3234.3],
+    "Walker2d": [1.629008, 4592.3],
+    "Ant": [-325.6, 3879.7],
 }
-COMPILE_PAYS = 5_000  # updates: on a CPU core compilation costs half a minute and saves about 10 ms an update
-LIMITS = {  # of arguments, both ends included; all others must be above 0
-    **dict.fromkeys(("offline_steps", "online_steps", "warmup_steps", "num_candidates", "candidate_std"), (0, 1e12)),
-    **dict.fromkeys(("offline_ratio", "offline_ratio_end", "q_filter_weight", "gamma", "tau"), (0, 1)),
-    **dict.fromkeys(("cql_alpha", "cql_alpha_end", "bc_alpha", "bc_alpha_end", "alpha"), (0, 1e12)),
-    **dict.fromkeys(("target_noise", "exploration_noise", "beta"), (0, 1e12)),
-    **dict.fromkeys(("optimism", "q_filter_value"), (-1e9, 1e9)),
-    "q_filter_percentile": (0, math.nextafter(100, 0)),
-    **dict.fromkeys(("expectile", "expectile_end"), (0.5, math.nextafter(1, 0))),
-    "epsilon": (1e-12, math.inf),
-    "dual_init": (1e-3, 1e6),
-    "seed": (0, 2**31),
-}
-# In a run's name: options whose own name is long; those that change nothing learned, or stand elsewhere in it.
-TAG_NAMES = {"offline_steps": "offline", "online_steps": "online", "offline_ratio": "ratio", "replay": ""}
-TAG_NAMES |= {"q_filter_percentile": "qf", "num_candidates": "n"}
-UNTAGGED = "env", "seed", "num_seeds", "device", "compile", "runs_dir", "overwrite", "dataset", "save_dataset"
-UNTAGGED += "checkpoint", "eval_every", "eval_episodes", "resume", "checkpoint_every"
-# What a checkpoint decides.
-NETWORK_ARGS = "num_critics", "hidden_dim", "layer_norm", "network", "normalize_obs", "normalize_reward"
-OTHER_PHASE_ARGS = "gamma", "offline_steps", "online_steps"  # a checkpoint decides it, or each phase has its own
-OBJECTIVE_ARGS = [f.name for f in fields(Args) if f.name not in (*UNTAGGED, *NETWORK_ARGS, *OTHER_PHASE_ARGS)]
-ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
-
-
-class StackedLinear(nn.Module):
-    """Independent linear layers side by side: (stack, B, in) -> (stack, B, out).
-
-    A seed's CPU generator draws its `copies` neighbouring layers, whatever seeds are beside it; PyTorch's defaults.
-    """
-
-    def __init__(self, generators: list[torch.Generator], copies: int, in_dim: int, out_dim: int):
-        super().__init__()
-        bound = 1 / math.sqrt(in_dim)
-
-        def uniform(*shape: int) -> nn.Parameter:
-            draws = [torch.empty(copies, *shape).uniform_(-bound, bound, generator=g) for g in generators]
-            return nn.Parameter(torch.cat(draws))
-
-        self.weight = uniform(in_dim, out_dim)
-        self.bias = uniform(1, out_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.weight.shape[2] == 1:  # a matrix with one column: multiply and sum is the faster kernel
-            return (x * self.weight.mT).sum(2, keepdim=True) + self.bias
-        return torch.bmm(x, self.weight) + self.bias  # baddbmm would first copy the bias to the output
-
-
-class MLP(nn.Module):
-    """Two hidden ReLU layers, with LayerNorm (no scale, no shift) before each ReLU if asked."""
-
-    def __init__(self, generators, copies, in_dim, hidden_dim, out_dim, layer_norm):
-        super().__init__()
-        sizes = in_dim, hidden_dim, hidden_dim, out_dim
-        self.layers = nn.ModuleList(StackedLinear(generators, copies, *sizes[i : i + 2]) for i in range(3))
-        self.layer_norm = layer_norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = layer(x)
-            x = F.relu(F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
-        return self.layers[-1](x)
-
-
-class Adam(nn.Module):
-    """Adam (Kingma & Ba 2015, algorithm 1) in place on `params`, equal to torch.optim.Adam's step.
-
-    A module, so that its moments live in the agent's state_dict; a few foreach kernels, so that it
-    compiles into the same graph as the losses. float32 only (torch 2.13 loses a compiled float64 `t`).
-    """
-
-    def __init__(self, params: Iterable[Tensor]):
-        super().__init__()
-        self.params = list(params)
-        self.m = nn.ParameterList(torch.zeros_like(p) for p in self.params)
-        self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params)
-        self.register_buffer("t", torch.zeros(()))
-
-    def step(self, grads: Iterable[Tensor], lr: float | Tensor) -> None:
-        grads, m, v = list(grads), list(self.m), list(self.v)
-        self.t.add_(1)
-        torch._foreach_lerp_(m, grads, 1 - ADAM_BETA1)
-        torch._foreach_mul_(v, ADAM_BETA2)
-        torch._foreach_addcmul_(v, grads, grads, 1 - ADAM_BETA2)
-        denominator = torch._foreach_sqrt(v)
-        torch._foreach_div_(denominator, (1 - ADAM_BETA2**self.t).sqrt())
-        torch._foreach_add_(denominator, ADAM_EPS)
-        delta = torch._foreach_div(m, denominator)
-        torch._foreach_mul_(delta, -lr / (1 - ADAM_BETA1**self.t))
-        torch._foreach_add_(self.params, delta)
-
-
-def set_scales(agent: Agent, action: np.ndarray, reward: np.ndarray, gamma: float) -> None:
-    """Scales of decoded actions and of rewards, and bounds of V, from the data's action (rows, A) and reward."""
-    for decoder in (agent.vae.decoder, agent.target_decoder):
-        decoder.mean[:], decoder.std[:] = torch.from_numpy(action.mean(0)), torch.from_numpy(action.std(0) + 1e-3)
-    scale = 1 / np.abs(reward).max()
-    agent.reward_scale.fill_(scale)
-    agent.value_min.fill_(scale * min(reward.min(), 0) / (1 - gamma))  # an episode that ends leaves 0
-    agent.value_max.fill_(scale * max(reward.max(), 0) / (1 - gamma))
+COMPILE_FROM = 5_000  # updates; compiling costs half a minute on a CPU
+UPDATES_PER_CALL = 10  # offline, in one CUDA graph
+EPISODE_LIMIT = 100_000  # steps of an evaluation episode
+STOP_SIGNALS = signal.SIGINT, signal.SIGTERM
+ROUNDING = 1e-4  # how far outside [-1, 1] a recorded action may lie
 
 
 def fail(message: str) -> NoReturn:
@@ -467,1098 +449,948 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def check_args(args: Args) -> tuple[int, np.ndarray, np.ndarray]:
-    """(observation size, lowest action, highest action) of --env; ends with one line if an argument is off."""
-    for field in fields(args):
-        value, (low, high) = getattr(args, field.name), LIMITS.get(field.name, (1e-12, 1e12))
-        if isinstance(value, int | float) and not isinstance(value, bool) and not low <= value <= high:
-            open_end = float(f"{high:.4g}") > high  # a limit one step under a round number
-            rule = "above 0" if low == 1e-12 else f"in [{low}, {high:.4g}{')' if open_end else ']'}"
-            fail(f"--{field.name.replace('_', '-')} {value}: must be {rule}")
-        if field.name in ("candidate_std", "optimism") and value != field.default and args.num_candidates == 0:
-            fail(f"--{field.name.replace('_', '-')} {value}: has no effect with --num-candidates 0")
-    steps = {name: getattr(args, name) for name in ("offline_steps", "online_steps") if hasattr(args, name)}
-    if not any(steps.values()):
-        fail(f"--{list(steps)[-1].replace('_', '-')} 0: there is nothing to do")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        fail("--device cuda: there is no CUDA device here; use --device cpu or auto")
-    try:
-        env = make_env(args.env)
-    except (gym.error.Error, ImportError) as error:
-        fail(f"--env {args.env}: Gymnasium cannot make it ({str(error).strip().splitlines()[0]})")
-    args.env = "".join([*args.env.rpartition(":")[:2], env.spec.id])  # "module:Id-v0" imports the module first
-    obs, action = env.observation_space, env.unwrapped.action_space
-    if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1 or env.spec.max_episode_steps is None:
-        fail(f"--env {args.env}: must have vector observations (a one-dimensional Box, not {obs}) and a step limit")
-    if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1 or not action.is_bounded():
-        fail(f"--env {args.env}: actions must be bounded vectors (a one-dimensional Box), not {action}")
-    return obs.shape[0], action.low, action.high
+def task_of(env_id: str) -> str:
+    """Hopper, of Hopper-v4 and of module:Hopper-v4."""
+    return re.sub(r"-v\d+$", "", env_id.rpartition(":")[2])
 
 
-def check_replay(args: Args, has_data: bool) -> str:
-    """The replay strategy: --replay, or what --offline-ratio and the presence of offline data imply."""
-    replay = args.replay or ("ratio" if args.offline_ratio is not None else "append" if has_data else "online")
-    if replay == "online" and args.dataset and not getattr(args, "offline_steps", 0):
-        fail(f"--dataset {args.dataset}: --replay online uses no logged data")
-    if replay != "ratio" and args.offline_ratio is not None:
-        fail(f"--offline-ratio {args.offline_ratio}: needs --replay ratio, not {replay}")
-    if replay != "ratio" and args.offline_ratio_end is not None:
-        fail(f"--offline-ratio-end {args.offline_ratio_end}: needs an --offline-ratio to start from")
-    return replay
+def num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def make_env(env_id: str) -> gym.Env:
-    """One environment whose observations are vectors and whose actions are in [-1, 1]."""
-    with suppress(ImportError):  # without this, MuJoCo writes its warnings to MUJOCO_LOG.TXT where one works
-        import mujoco
-
-        mujoco.set_mju_user_warning(lambda message: None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
-        env = gym.make(env_id, disable_env_checker=True)
-    if isinstance(env.observation_space, gym.spaces.Dict):  # an observation and its goal, flattened in Minari's order
-        env.observation_space = gym.spaces.Dict(dict(env.observation_space))  # its keys sorted
-        env = gym.wrappers.FlattenObservation(env)
-    box = isinstance(env.action_space, gym.spaces.Box) and env.action_space.is_bounded()
-    return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)) if box else env
+def to_vector(obs, time_axes: int = 0) -> np.ndarray:
+    """Observations as new float32 vectors; a Dict's parts are joined in the order of their keys."""
+    if isinstance(obs, dict):
+        return np.concatenate([to_vector(obs[key], time_axes) for key in sorted(obs)], -1)
+    obs = np.array(obs, np.float32)
+    return obs.reshape(*obs.shape[:time_axes], -1)
 
 
-class Replayable(gym.Wrapper):
-    """Remembers how the running episode came about: its `episode`, when set, is played again, to the bit."""
+class Adapter(gym.Wrapper):
+    """An environment as the algorithms see it: observations (O,), actions (A,) in [-1, 1], plain numbers."""
 
-    def __init__(self, env: gym.Env, name: str):
+    def __init__(self, env: gym.Env):
         super().__init__(env)
-        self.name, self.start, self.actions = name, None, []
+        actions, size = env.action_space, to_vector(env.observation_space.sample()).shape
+        is_vector = isinstance(actions, gym.spaces.Box) and len(actions.shape) == 1
+        if not is_vector or actions.dtype.kind != "f" or not actions.is_bounded():
+            raise ValueError(f"actions must be bounded vectors of real numbers, not {actions}")
+        if (actions.low >= actions.high).any():
+            raise ValueError(f"the lower bounds of actions must be below the upper ones: {actions}")
+        self.center, self.scale = (actions.high + actions.low) / 2, (actions.high - actions.low) / 2
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, size, np.float32)
+        self.action_space = gym.spaces.Box(-1, 1, actions.shape, np.float32)
 
-    def reset(self, *, seed=None, options=None):
-        self.start, self.actions = self.np_random.bit_generator.state if seed is None else seed, []
-        return super().reset(seed=seed, options=options)
+    def reset(self, **options):
+        obs, info = self.env.reset(**options)
+        return to_vector(obs), info
 
-    def step(self, action):
-        self.actions.append(np.array(action))
-        try:
-            return super().step(action)
-        except Exception as error:
-            raise gym.error.Error(f"{self.name} failed ({type(error).__name__}: {error})") from error
-
-    @property
-    def episode(self) -> tuple[str, np.ndarray]:
-        """Seed or random state before the reset, as JSON, and the actions since (T, A)."""
-        return json.dumps(self.start), np.array(self.actions)
-
-    @episode.setter
-    def episode(self, episode: tuple[str, np.ndarray]) -> None:
-        start = json.loads(episode[0])
-        if isinstance(start, dict):
-            self.np_random.bit_generator.state = start
-        self.reset(seed=None if isinstance(start, dict) else start)
-        for action in episode[1]:
-            self.step(action)
+    def step(self, action: np.ndarray):
+        space = self.env.action_space
+        action = np.clip(self.center + self.scale * action, space.low, space.high).astype(space.dtype)
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return to_vector(obs), np.asarray(reward).item(), bool(terminated), bool(truncated), info
 
 
-def make_envs(env_id: str, seeds: list[int]) -> gym.vector.VectorEnv:
-    """An environment a seed: each in a process of its own on a many-core host, else one after the other."""
-    functions = [lambda s=seed: Replayable(make_env(env_id), f"the environment of seed {s}") for seed in seeds]
-    mode = gym.vector.AutoresetMode.SAME_STEP
-    if len(seeds) > 1 and len(os.sched_getaffinity(0)) >= 8:
-        return gym.vector.AsyncVectorEnv(functions, context="fork", autoreset_mode=mode)
-    return gym.vector.SyncVectorEnv(functions, autoreset_mode=mode)
+def make_env(env_id: str) -> Adapter:
+    if parent_process():  # one of the run's processes, not the run's own
+        work_beside()
+    with warnings.catch_warnings(action="ignore"):  # "Hopper-v4 is out of date"
+        env = Adapter(gym.make(env_id, disable_env_checker=True))
+    mujoco = sys.modules.get("mujoco")
+    if mujoco:  # or it writes its warnings to a file in the working directory
+        mujoco.set_mju_user_warning(lambda message: None)
+    return env
+
+
+def open_env(env_id: str) -> Adapter:
+    """The environment of --env; ends with one line if it cannot be used."""
+    try:
+        env = make_env(env_id)
+    except Exception as error:  # its constructor may raise anything
+        fail(f"--env {env_id}: cannot be used: {error!r:.300}")
+    if env.spec.max_episode_steps is None:
+        print(f"note: {env_id} has no step limit; an evaluation episode may take {EPISODE_LIMIT:,} steps")
+    return env
 
 
 class Dataset(NamedTuple):
-    name: str  # short, for the run's folder
-    source: str  # what --dataset was
-    recorded_in: str | None  # environment id, where the file says so
-    rows: np.ndarray  # (rows, 2 O + A + 3) float32, columns as in Batch, actions in [-1, 1]
-    returns: np.ndarray  # (episodes,) undiscounted
-    dropped: int  # last transitions of episodes that have no next observation
-    scores: tuple[float, float] | None  # the file's own reference returns, random and expert
-    fingerprint: str  # of the rows
+    rows: np.ndarray  # (rows, 2 O + A + 2) float32, columns as in Batch, actions in [-1, 1]
+    ends: np.ndarray  # (rows,) uint8: 0, 1 terminated, 2 truncated
+    description: dict  # what config.json and checkpoints keep of it
 
 
-def read_d4rl(path: Path) -> tuple[list[np.ndarray], dict]:
-    """Columns of Batch and metadata from flat D4RL arrays in HDF5 (`timeouts` are truncations).
+def read_hdf5(path: Path, step_limit: int | None) -> dict[str, np.ndarray]:
+    """Columns (N, ...) of D4RL's flat arrays; `drop` marks rows whose next observation is not known.
 
-    Without `next_observations`, row i + 1 follows row i, but never across the end of an episode: the
-    last transition of a truncated episode is dropped, and the one before it becomes the last.
+    Without `next_observations`, row i + 1 follows row i within an episode. Without `timeouts`, an episode
+    ends at the environment's step limit, counted anew after each terminal, as in D4RL's own reader.
     """
     import h5py
 
+    needed, optional = ("observations", "actions", "rewards", "terminals"), ("timeouts", "next_observations")
     with h5py.File(path) as file:
-        optional = [key for key in ("timeouts", "next_observations") if key in file]
-        missing = [key for key in ("observations", "actions", "rewards", "terminals") if key not in file]
-        if missing:
-            raise ValueError(f"it has no {', '.join(missing)}")
-        data = {key: file[key][()] for key in ("observations", "actions", "rewards", "terminals", *optional)}
-    ends = [data[key] for key in ("terminals", "timeouts") if key in data]
-    if len({len(value) for value in data.values()}) > 1 or any(end.ndim != 1 for end in ends):
-        raise ValueError(f"its arrays do not match: { {key: value.shape for key, value in data.items()} }")
-    if any(((end != 0) & (end != 1)).any() for end in ends):
-        raise ValueError("its terminals or timeouts are neither 0 nor 1")
-    obs, terminated = data["observations"], data["terminals"].astype(bool)
-    truncated = data.get("timeouts", np.zeros(len(terminated))).astype(bool) & ~terminated
-    next_obs, drop = data.get("next_observations"), np.zeros(len(terminated), bool)
+        data = {key: file[key][()] for key in needed + optional if isinstance(file.get(key), h5py.Dataset)}
+    lengths = {key: len(data[key]) if key in data else "missing" for key in needed + tuple(data)}
+    if "missing" in lengths.values() or len(set(lengths.values())) > 1:
+        raise ValueError(f"its arrays do not match: {lengths}")
+    obs, count = data["observations"], lengths["observations"]
+    terminated = data["terminals"].reshape(count).astype(bool)
+    timeouts = data.get("timeouts", np.zeros(count)).reshape(count).astype(bool)
+    index, starts = np.arange(count), np.append(True, terminated | timeouts)[:count]
+    at_limit = (index - np.maximum.accumulate(index * starts) + 1) % (step_limit or np.inf) == 0
+    truncated = (timeouts if "timeouts" in data else at_limit) & ~terminated
+    truncated[-1:] = ~terminated[-1:]
+    if (at_limit & ~terminated & ~truncated).any():
+        print(f"note: {path.name} has episodes beyond {step_limit} steps, the environment's limit")
+    next_obs, drop = data.get("next_observations"), np.zeros(count, bool)
     if next_obs is None:
-        next_obs, drop = np.concatenate([obs[1:], obs[-1:]]), truncated.copy()
-        next_obs = np.where(terminated[:, None], obs, next_obs)  # nothing follows a terminal; its value is masked
-        drop[-1:] |= ~terminated[-1:]
+        next_obs, drop = np.roll(obs, -1, 0), truncated.copy()
+        next_obs[terminated] = obs[terminated]  # nothing follows a terminal; never used
         truncated[:-1] |= drop[1:] & ~terminated[:-1]
-    columns = [obs, data["actions"], data["rewards"], next_obs, terminated, truncated]
-    return [column[~drop] for column in columns], {"dropped": int(drop.sum())}
+    columns = {"obs": obs, "action": data["actions"], "reward": data["rewards"], "next_obs": next_obs}
+    return columns | {"terminated": terminated, "truncated": truncated, "drop": drop}
 
 
-def flatten_obs(space: gym.Space, obs: np.ndarray | dict) -> np.ndarray:
-    """Observations of an episode; those of a Dict (T, ...) as vectors (T, O), like gym.wrappers.FlattenObservation."""
-    if not isinstance(space, gym.spaces.Dict):
-        return obs
-    parts = [flatten_obs(part, obs[key]) for key, part in space.spaces.items()]
-    return np.concatenate([part.reshape(len(part), -1) for part in parts], 1)
+def read_minari(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """The same of a Minari folder (the one that holds data/), and its metadata."""
+    from minari.dataset.minari_storage import MinariStorage
 
-
-def read_minari(path: Path) -> tuple[list[np.ndarray], dict]:
-    """Columns of Batch and metadata from a Minari dataset folder (the one that holds data/)."""
-    dataset, episodes = minari.MinariDataset(path / "data"), []
-    for e in dataset.iterate_episodes():
-        obs = flatten_obs(dataset.observation_space, e.observations)
-        truncated = np.append(e.truncations[:-1], not e.terminations[-1])  # an episode ends where it ends
-        episodes.append((obs[:-1], e.actions, e.rewards, obs[1:], e.terminations, truncated))
-    columns = [np.concatenate(column) for column in zip(*episodes, strict=True)]
-    return columns, dataset.storage.metadata | {"recorded_in": dataset.env_spec and dataset.env_spec.id}
-
-
-def check_contained(path: Path) -> None:
-    """Raises if a dataset's files refer to others: symbolic links, HDF5's external links and external storage."""
-    import h5py
-
-    def outside(name: str, item: object) -> str | None:
-        storage = isinstance(item, h5py.Dataset) and (item.is_virtual or item.external is not None)
-        return name if storage or isinstance(item, h5py.ExternalLink) else None
-
-    for part in [path] if path.is_file() else path.rglob("*"):
-        if part != path and part.is_symlink():
-            raise ValueError(f"{part.name} is a symbolic link")
-        if h5py.is_hdf5(part):
-            with h5py.File(part) as file:
-                found = file.visititems_links(outside) or file.visititems(outside)
-            if found:
-                raise ValueError(f"{found} lies in another file")
+    storage, episodes = MinariStorage.read(path / "data"), []
+    for episode in storage.get_episodes(range(storage.total_episodes)):
+        obs, terminated = to_vector(episode["observations"], 1), episode["terminations"]
+        truncated = np.append(np.zeros(len(terminated) - 1), not terminated[-1])  # it ends where it ends
+        episodes.append((obs[:-1], episode["actions"], episode["rewards"], obs[1:], terminated, truncated))
+    names = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
+    columns = {name: np.concatenate([episode[i] for episode in episodes]) for i, name in enumerate(names)}
+    return columns | {"drop": np.zeros(len(columns["obs"]))}, storage.metadata
 
 
 def find_dataset(name: str) -> Path:
-    """The file or folder behind --dataset: a path, the local Minari cache, datasets/, or a download."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    for folder in (path, minari.storage.get_dataset_path(name), BUNDLED / name):
-        if (folder / "data" / "metadata.json").is_file():
-            return folder
-    roots = BUNDLED, minari.storage.get_dataset_path("")
-    there = {p.parents[1].relative_to(root).as_posix() for root in roots for p in root.glob("**/data/metadata.json")}
-    available = f"available here: {', '.join(sorted(there)) or 'none'}"
-    if not re.fullmatch(r"([\w-]+/)+[\w-]+-v\d+", name) or path.exists():
-        fail(f"--dataset {name}: no D4RL .hdf5 file and no Minari dataset; {available}")
-    print(f"{name} is not on this machine: asking Minari's hub (offline, that takes half a minute to fail)")
+    """The file or folder of --dataset: a path, in Minari's cache, in datasets/, or downloaded."""
+    minari_cache = Path(os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets")).expanduser()
+    for path in (Path(name), minari_cache / name, BUNDLED / name):
+        if path.is_file() or (path / "data" / "metadata.json").is_file():
+            return path
+    if not re.fullmatch(r"([\w-]+/)+[\w-]+-v\d+", name):
+        like = "a Minari id is like mujoco/hopper/medium-v0, where D4RL has hopper-medium-v2"
+        fail(f"--dataset {name}: is no D4RL .hdf5 file, no Minari folder and no Minari id; {like}")
+    print(f"{name} is not on this machine: asking Minari's hub")
     try:
+        import minari
+
         minari.download_dataset(name)
-    except Exception as error:  # whatever the hub's client raises, the user needs the same line
-        fail(f"--dataset {name}: could not be downloaded ({type(error).__name__}); {available}")
-    return minari.storage.get_dataset_path(name)
+    except Exception as error:  # whatever the hub's client raises
+        fail(f"--dataset {name}: cannot be downloaded: {error!r:.300}")
+    return minari_cache / name
 
 
-def load_dataset(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray) -> Dataset:
+def check_columns(name: str, columns: dict[str, np.ndarray], env: Adapter) -> None:
+    """Ends with one line if the columns (N, ...) do not fit the environment, or about the first bad value."""
+    obs_shape, action_shape = env.observation_space.shape, env.action_space.shape
+    shapes = {"obs": obs_shape, "action": action_shape, "reward": (), "next_obs": obs_shape}
+    for key, shape in shapes.items():
+        if columns[key].shape[1:] != shape:
+            fail(f"--dataset {name}: {key} has shape {columns[key].shape[1:]}, in {env.spec.id} {shape}")
+        bad = np.argwhere(~np.isfinite(columns[key])).tolist()
+        if bad:
+            fail(f"--dataset {name}: {key}{bad[0]} is {columns[key][tuple(bad[0])]}, no finite number")
+    bad = np.argwhere(np.abs(columns["action"] - env.center) > env.scale * (1 + ROUNDING)).tolist()
+    if bad:
+        first = f"action{bad[0]} is {columns['action'][tuple(bad[0])]:.6g}"
+        fail(f"--dataset {name}: {len(bad):,} values are out of bounds, {first}; --clip-actions clips them")
+    if columns["drop"].all():
+        fail(f"--dataset {name}: has no transition whose next observation is known")
+
+
+def load_dataset(args: Args, env: Adapter) -> Dataset:
     """--dataset, or the environment's bundled one, after checking that it fits the environment."""
-    task = args.env.rpartition(":")[2].rsplit("-v", 1)[0]
-    name = args.dataset or DEFAULT_DATASETS.get(task)
+    name, metadata = args.dataset or DEFAULT_DATASETS.get(task_of(args.env)), {}
     if name is None:
-        fail(f"--dataset is needed: none is bundled for {args.env} (sac_scratch.py --save-dataset makes one)")
+        fail(f"--dataset is needed: none is bundled for {args.env}; collect_dataset.py makes one")
     path = find_dataset(name)
     try:
-        check_contained(path)
-        columns, metadata = (read_d4rl if path.is_file() else read_minari)(path)
-        with np.errstate(over="ignore"):
-            columns = [np.asarray(column, np.float32) for column in columns]
-        obs, action, reward, next_obs, terminated, truncated = columns
-    except Exception as error:  # whatever h5py or Minari raise on a damaged file, the user needs one line
-        fail(f"--dataset {name}: cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})")
-    if len(reward) == 0:
-        fail(f"--dataset {name}: empty")
-    if {c.shape[1:] for c in (obs, next_obs)} != {(obs_dim,)} or action.shape[1:] != low.shape or reward.ndim != 1:
-        shapes = f"observations {obs.shape[1:]} and actions {action.shape[1:]}"
-        fail(f"--dataset {name}: its {shapes} do not fit {args.env}, which has ({obs_dim},) and {low.shape}")
-    words = re.split("[^a-z0-9]+", path.name.lower()) if path.is_file() else []  # D4RL's files tell it by their name
-    named = [known for known in D4RL_SCORES if known.lower() in words]
-    recorded_in = metadata.get("recorded_in") or (named[0] if named and task not in named else None)
-    if recorded_in and recorded_in.rsplit("-v", 1)[0] != task:
+        if path.is_file():
+            columns = read_hdf5(path, env.spec.max_episode_steps)
+        else:
+            columns, metadata = read_minari(path)
+        columns = {key: np.asarray(column, np.float32) for key, column in columns.items()}
+        columns["reward"] = columns["reward"].reshape(len(columns["obs"]))
+    except Exception as error:  # whatever h5py, Minari or NumPy raise
+        fail(f"--dataset {name}: cannot be read: {error!r:.300}")
+    recorded_in = json.loads(metadata.get("env_spec") or "{}").get("id")  # as text: it imports nothing
+    if recorded_in and task_of(recorded_in) != task_of(args.env):
         fail(f"--dataset {name}: recorded in {recorded_in}, not in {args.env}")
-    action = (action - (high + low) / 2) / ((high - low) / 2)  # exact where the bounds are -1 and 1
-    rows = np.concatenate([c.reshape(len(c), -1) for c in (obs, action, *columns[2:])], 1, dtype=np.float32)
-    if not np.isfinite(rows).all() or np.abs(action).max() > 1 + 1e-4:
-        fail(f"--dataset {name}: has values that are not finite, or actions outside the bounds of {args.env}")
-    starts = np.concatenate([[0], np.flatnonzero(terminated + truncated) + 1])
-    returns = np.add.reduceat(reward.astype(np.float64), starts[starts < len(rows)])
-    scores = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    if args.clip_actions and columns["action"].shape[1:] == env.action_space.shape:
+        columns["action"] = columns["action"].clip(env.center - env.scale, env.center + env.scale)
+    check_columns(name, columns, env)
+    columns["action"] = ((columns["action"] - env.center) / env.scale).clip(-1, 1)
+    keep, truncated = columns.pop("drop") == 0, columns.pop("truncated")
+    ends = (columns["terminated"] + 2 * truncated)[keep].astype(np.uint8)
+    rows = np.column_stack([*columns.values()])[keep].astype(np.float32)
     fingerprint = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
-    path = path.resolve()
-    short = re.sub(r"(?a)[^\w.-]+", "_", path.stem if path.is_file() else path.name.rsplit("-v", 1)[0])[:60]
-    short += "" if BUNDLED in path.parents else f"-{fingerprint[:4]}"  # two datasets of one name stay apart
-    scores = None if None in scores else scores
-    return Dataset(short, name, recorded_in, rows, returns, metadata.get("dropped", 0), scores, fingerprint)
+    starts = np.append(0, np.flatnonzero(ends)[:-1] + 1)
+    returns = np.add.reduceat(columns["reward"][keep].astype(float), starts)
+    spread = f"return {returns.mean():.0f} on average, {returns.max():.0f} at best"
+    print(f"data: {name}, {len(rows):,} transitions, {len(returns):,} episodes, {spread}")
+    if not keep.all():
+        print(f"note: {(~keep).sum():,} last transitions without a next observation were dropped")
+    if recorded_in not in (None, args.env.rpartition(":")[2]):
+        print(f"note: recorded in {recorded_in}, another version than {args.env}")
+    short_name = task_of(path.stem)  # medium, of medium-v0 and of medium.hdf5
+    if BUNDLED not in path.resolve().parents:
+        short_name += f"-{fingerprint[:4]}"  # two of one name stay apart
+    scores = [metadata.get(key) for key in ("ref_min_score", "ref_max_score")]
+    if not all(isinstance(score, int | float) for score in scores) or scores[0] == scores[1]:
+        scores = None
+    description = {"name": short_name, "source": name, "fingerprint": fingerprint}
+    return Dataset(rows, ends, description | {"recorded_in": recorded_in, "scores": scores})
 
 
-class ReplayTable:
-    """Every transition in one table on the device: the offline rows once, then one ring a seed.
+class Replay:
+    """Every transition in one table on the device: the dataset's rows once, then one ring per seed.
 
-    A batch is one gather of row numbers (S, B), so the replay strategies differ only in how numbers
-    are drawn: "append" uniformly from offline rows and the seed's ring together, "online" from the
-    ring, "ratio" with the first share * B rows of a batch offline (RLPD's symmetric sampling at 0.5).
+    A batch is one gather of row numbers (S, B), drawn from dataset and ring alike; if `offline_ratio` is a
+    number, that share of a batch is drawn from the dataset and the rest from the ring (RLPD).
     """
 
-    def __init__(self, offline: np.ndarray | None, seeds: int, shape: dict, capacity: int, replay: str, device):
-        self.sizes = [shape["obs_dim"], shape["action_dim"], 1, shape["obs_dim"], 1, 1]
-        self.num_offline = 0 if offline is None else len(offline)
-        self.seeds, self.capacity, self.replay = seeds, capacity, replay
-        self.rows = torch.zeros(self.num_offline + seeds * capacity, sum(self.sizes), device=device)
-        if self.num_offline:
-            self.rows[: self.num_offline] = torch.from_numpy(offline)
-        self.rings = self.rows[self.num_offline :].view(seeds, capacity, sum(self.sizes))
-        self.ring_start = self.num_offline + capacity * torch.arange(seeds, device=device)[:, None]
-        self.added = 0  # transitions a seed, the overwritten ones included
-        self.size = torch.zeros((), dtype=torch.int64, device=device)  # online rows a seed
-        self.offline_share = torch.zeros((), device=device)  # of a batch, for "ratio"
+    def __init__(self, args: Args, shape: dict, dataset: Dataset | None, capacity: int, device: str):
+        self.columns = [shape["obs_dim"], shape["action_dim"], 1, shape["obs_dim"], 1]
+        self.num_offline = len(dataset.rows) if dataset else 0
+        size = (self.num_offline + args.num_seeds * capacity, sum(self.columns))
+        free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+        if 4 * math.prod(size) > free:
+            needed = f"{4e-9 * math.prod(size):.1f} GB are needed, {1e-9 * free:.1f} GB are free on {device}"
+            fail(f"--num-seeds {args.num_seeds}: {needed}; lower it or --replay-capacity")
+        self.rows, self.ends = torch.zeros(size, device=device), np.zeros(size[0], np.uint8)
+        if dataset:
+            self.rows[: self.num_offline] = torch.from_numpy(dataset.rows)
+            self.ends[: self.num_offline] = dataset.ends
+        self.rings = self.rows[self.num_offline :].view(args.num_seeds, capacity, size[1])
+        self.ring_ends = self.ends[self.num_offline :].reshape(args.num_seeds, capacity)  # a view too
+        self.starts = self.num_offline + capacity * torch.arange(args.num_seeds, device=device)[:, None]
+        self.size = torch.zeros((), dtype=torch.int64, device=device)  # of a ring; a CUDA graph reads it
+        self.capacity, self.added, self.offline_ratio = capacity, 0, None
 
     def add(self, obs, action, reward, next_obs, terminated, truncated) -> None:
-        """Stores one transition a seed; arrays (S, ...) as in Batch."""
-        columns = (obs, action, reward[:, None], next_obs, terminated[:, None], truncated[:, None])
-        row = torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32))
-        self.rings[:, self.added % self.capacity] = row.to(self.rows.device, non_blocking=True)
+        """Stores one transition per seed; arrays (S, ...)."""
+        row = np.column_stack([obs, action, reward, next_obs, terminated]).astype(np.float32)
+        self.rings[:, self.added % self.capacity] = torch.from_numpy(row).to(self.rows.device)
+        self.ring_ends[:, self.added % self.capacity] = np.where(terminated, 1, 2 * truncated)
         self.added += 1
         self.size.fill_(min(self.added, self.capacity))
 
-    def draw(self, batch_size: int) -> Tensor:
-        """Row numbers (S, B) of a batch, drawn on the device."""
-        number = torch.randint(2**62, (self.seeds, batch_size), device=self.rows.device)
-        if self.replay == "append":
-            number = number % (self.num_offline + self.size)
-            return torch.where(number < self.num_offline, number, number - self.num_offline + self.ring_start)
-        online = number % self.size.clamp(min=1) + self.ring_start
-        if self.replay == "online":
-            return online
-        offline = torch.arange(batch_size, device=number.device) < (self.offline_share * batch_size).round()
-        return torch.where(offline, number % self.num_offline, online)
-
-    def online_share(self) -> float:
-        """Expected share of online rows in a batch."""
-        size = min(self.added, self.capacity)
-        in_all = {"append": size / max(self.num_offline + size, 1), "online": 1.0}
-        return in_all.get(self.replay, 1 - self.offline_share.item())
-
     def sample(self, batch_size: int) -> Batch:
-        return self.batch(self.draw(batch_size))
+        """A batch per seed, (S, B, ...)."""
+        number = torch.randint(2**62, (len(self.rings), batch_size), device=self.rows.device)
+        if self.offline_ratio is None:
+            number = number % (self.num_offline + self.size)
+            number = torch.where(number < self.num_offline, number, number - self.num_offline + self.starts)
+        else:
+            num_offline = (self.offline_ratio * batch_size).round()
+            offline = torch.arange(batch_size, device=number.device) < num_offline
+            number = torch.where(offline, number % self.num_offline, number % self.size + self.starts)
+        return self.gather(number)
 
-    def batch(self, numbers: Tensor) -> Batch:
-        obs, action, reward, next_obs, terminated, truncated = self.rows[numbers].split(self.sizes, 2)
-        return Batch(obs, action, reward[..., 0], next_obs, terminated[..., 0], truncated[..., 0])
+    def gather(self, number: Tensor) -> Batch:
+        """The rows of these numbers (S, B)."""
+        obs, action, reward, next_obs, terminated = self.rows[number].split(self.columns, -1)
+        return Batch(obs, action, reward[..., 0], next_obs, terminated[..., 0])
 
 
-def capture(function: Callable[[], None]) -> Callable[[], None]:
-    """`function` as a CUDA graph, which costs the host one launch; warming up runs it a few times."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
+def on_device(saved: dict | None, states: list[dict], device: str) -> dict:
+    """The state that training starts from: a resumed run's, or those of the seeds along a new first axis."""
+    state = saved["state"] if saved else stack(states)
+    return tree_map(lambda tensor: tensor.to(device), state)
+
+
+def over_seeds(function: Callable, num_seeds: int) -> Callable:
+    """`function` of one seed's tensors, for stacked ones."""
+    if num_seeds > 1:
+        return vmap(function)
+
+    def alone(*stacked):  # without vmap, which costs a CPU time
+        result = function(*tree_map(lambda tensor: tensor[0], stacked))
+        return tree_map(lambda tensor: tensor[None], result)
+
+    return alone
 
 
 class Loop:
-    """A step that is run over and over, as fast as the device allows, with running means of its metrics.
+    """A step that all seeds take over and over; `metrics` (S,) are those of the last one.
 
-    `function(turn)` changes `agent` in place and returns metrics (S,); `turn` is true in every `period`-th call.
-    With `compiled`, torch.compile makes one graph of it; on CUDA `repeat` calls are one CUDA graph. Both run
-    it for real to warm up, so the agent and the random state are put back. Compiled code draws other random
-    numbers than eager code does.
+    On CUDA, calls with one pattern of turns become one CUDA graph, after two that warm up: one launch each.
     """
 
-    def __init__(self, function: Callable[[bool], dict], agent: Agent, args: Args, compiled=False, repeat=1, period=1):
-        def once(turn: bool) -> tuple[list[str], Tensor]:
-            metrics = function(turn)
-            return list(metrics), torch.stack(list(metrics.values())) if metrics else torch.zeros(0)
+    def __init__(self, step: Callable[[bool], dict], device: str, args: Args, compiled: bool = False):
+        self.plain, self.step = step, torch.compile(step, fullgraph=True) if compiled else step
+        self.stream = torch.cuda.Stream() if device == "cuda" and args.compile != "off" else None
+        self.metrics, self.calls, self.graphs, self.policy_delay = {}, Counter(), {}, args.policy_delay
 
-        self.once, self.names, self.sums, self.counts, self.calls = once, {}, {}, Counter(), 0
-        turns = [(call + 1) % period == 0 for call in range(math.lcm(period, repeat))]
-        self.patterns = [tuple(turns[i : i + repeat]) for i in range(0, len(turns), repeat)]
-        self.graphs, self.device = {}, next(agent.parameters()).device  # one CUDA graph a pattern
-        cuda, state = self.device.type == "cuda", copy.deepcopy(agent.state_dict())
-        random_state = torch.cuda.get_rng_state() if cuda else torch.get_rng_state()
-        if compiled:
-            print("compiling the update, up to a minute ...", flush=True)
-        joined = [{"combo_kernels": True}] if cuda else []  # small kernels launched together
-        for options in [*joined, None] if compiled else []:
+    def take(self, turns: tuple[bool, ...]) -> dict:
+        metrics = {}
+        for turn in turns:
             try:
-                self.once = torch.compile(once, fullgraph=True, options=options)
-                for pattern in set(self.patterns):
-                    self.run(pattern)
-                break
+                metrics |= self.step(turn)
             except Exception as error:  # no compiler, or one that fails: slower, the same algorithm
-                reason = (str(error).strip().splitlines() or [""])[0]
-                then = "trying without joined kernels" if options else "running eagerly"
-                print(f"not compiled, {then}: {type(error).__name__}: {reason}")
-                self.once = once
-        if cuda and args.compile != "off":
-            self.graphs = {pattern: capture(partial(self.run, pattern)) for pattern in set(self.patterns)}
-        agent.load_state_dict(state)
-        torch.cuda.set_rng_state(random_state) if cuda else torch.set_rng_state(random_state)
-        self.read()  # forgets what the warm-up summed
+                if self.step is self.plain:
+                    raise
+                tqdm.write(f"not compiled, running eagerly: {error!r:.300}")
+                self.step = self.plain
+                metrics |= self.step(turn)
+        return metrics
 
-    def run(self, pattern: tuple[bool, ...]) -> None:
-        for turn in pattern:
-            self.names[turn], values = self.once(turn)
-            self.sums[turn] = values.clone() if turn not in self.sums else self.sums[turn].add_(values)
-
-    def __call__(self) -> None:
-        pattern = self.patterns[self.calls % len(self.patterns)]
-        self.graphs[pattern]() if self.graphs else self.run(pattern)
-        self.counts.update(pattern)
-        self.calls += 1
-
-    def read(self) -> dict[str, np.ndarray]:
-        """Means (S,) of the metrics since the last call; waits for the device."""
-        sums, counts = {}, Counter()
-        for turn, total in self.sums.items():
-            for name, row in zip(self.names[turn], total.cpu().numpy(), strict=True):
-                sums[name] = sums.get(name, 0) + row
-                counts[name] += self.counts[turn]
-            total.zero_()
-        self.counts.clear()
-        return {name: sums[name] / counts[name] for name in sums if counts[name]}
-
-    def state(self) -> tuple:
-        return self.calls, dict(self.counts), self.names, self.sums
-
-    def restore(self, calls: int, counts: dict, names: dict, sums: dict[bool, Tensor]) -> None:
-        self.calls, self.counts, self.names = calls, Counter(counts), names
-        for turn, total in sums.items():  # in place, where a CUDA graph adds to it
-            self.sums.setdefault(turn, total.to(self.device)).copy_(total)
+    def __call__(self, first: int = 0, count: int = 1) -> None:
+        """Steps `first` to `first + count - 1`; the policy's turn is every --policy-delay'th."""
+        turns = tuple(step % self.policy_delay == 0 for step in range(first, first + count))
+        self.calls[turns] += 1
+        if self.stream is None:
+            metrics = self.take(turns)
+        elif self.calls[turns] <= 2:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                metrics = self.take(turns)
+            torch.cuda.current_stream().wait_stream(self.stream)
+        else:
+            if turns not in self.graphs:
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    self.graphs[turns] = graph, self.take(turns)
+            graph, metrics = self.graphs[turns]
+            graph.replay()
+        self.metrics |= metrics
 
 
-def update_loop(agent: Agent, table: ReplayTable, args: Args, total: int, repeat: int) -> Loop:
-    """`update` on fresh batches: draw, gather, losses, gradients, optimisers and targets in one step."""
-    pays = table.rows.is_cuda or total >= COMPILE_PAYS
-    compiled = args.compile == "on" or (args.compile == "auto" and pays)
+def update_loop(algorithm: ALGORITHM, state: dict, replay: Replay, args: Args, total: int) -> Loop:
+    """`update` of all seeds on fresh batches, compiled if that pays for `total` updates."""
+    device = replay.rows.device.type
+    many_updates = device == "cuda" or total >= COMPILE_FROM
+    compiled = args.compile == "on" or (args.compile == "auto" and many_updates)
 
-    def function(policy_turn: bool) -> dict[str, Tensor]:
-        return update(agent, table.sample(args.batch_size), args, policy_turn)
-
-    return Loop(function, agent, args, compiled, repeat, args.policy_delay)
-
-
-class Acting:
-    """`select_action` on the environments' observations (S, O), with running means of its metrics."""
-
-    def __init__(self, agent: Agent, shape: dict, args: Args, device: str):
-        self.obs = torch.zeros(args.num_seeds, 1, shape["obs_dim"], device=device)
-        self.action = torch.zeros(args.num_seeds, 1, shape["action_dim"], device=device)
-
-        def act(_: bool) -> dict[str, Tensor]:
-            action, metrics = select_action(agent, self.obs, args)
-            self.action.copy_(action)
+    def step(policy_turn: bool) -> dict:
+        update = over_seeds(partial(algorithm.update, policy_turn=policy_turn), args.num_seeds)
+        shapes = algorithm.update_noise.items()
+        noise = {name: torch.randn(args.num_seeds, *shape, device=device) for name, shape in shapes}
+        new, metrics = update(state, replay.sample(args.batch_size), noise)
+        if device == "cpu" and not compiled:
+            state.update(new)
             return metrics
-
-        self.loop = Loop(act, agent, args)
-
-    def __call__(self, obs: np.ndarray) -> np.ndarray:
-        self.obs.copy_(torch.from_numpy(obs.astype(np.float32))[:, None], non_blocking=True)
-        self.loop()
-        return np.nan_to_num(self.action[:, 0].cpu().numpy())  # of a seed that diverged
-
-
-def as_option(name: str, value: object) -> str:
-    """An argument as one types it."""
-    option = name.replace("_", "-")
-    return f"--{option} {value}" if not isinstance(value, bool) else f"--{option}" if value else f"--no-{option}"
-
-
-def next_command(script: str, run: Run, args: Args) -> str:
-    """The command that continues from this run, its objective included where the same script goes on."""
-    own = [name for name in OBJECTIVE_ARGS if script.startswith(SCRIPT)]
-    names = [n for n in ("seed", "num_seeds", "gamma", "runs_dir", *own) if getattr(args, n) != getattr(Args, n)]
-    options = "".join(f" {as_option(name, getattr(args, name))}" for name in names)
-    return f"next: python {script} --env {args.env} --checkpoint {run.folder}{options}"
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """A reader sees the old file or the new one, never a part."""
-    part = path.with_name(path.name + ".part")
-    try:
-        write(part)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def save_torch(state: dict, path: Path) -> None:
-    """torch.save, atomically; a full disk is an OSError, as for any other file."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomically(path, lambda part: part.write_bytes(buffer.getbuffer()))
-
-
-def append_rows(path: Path, rows: Iterable[list]) -> None:
-    """Adds lines to a CSV in one write: all of them or none."""
-    data, size = "".join(",".join(map(str, row)) + "\n" for row in rows).encode(), path.stat().st_size
-    with open(path, "ab", buffering=0) as file:
-        if file.write(data) != len(data):
-            file.truncate(size)
-            raise OSError(f"no space left for {path}")
-
-
-def check_size(shape: dict, tensors: dict[str, Tensor]) -> None:
-    """Raises if a file asks for larger networks than it holds, before they are allocated."""
-    size = sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
-    if 4 * shape["hidden_dim"] ** 2 * shape["num_critics"] > size:
-        raise ValueError(f"its networks are larger than the file: {shape}")
-
-
-def read_resume(args: Args) -> tuple[Args, dict | None]:
-    """The options and the state of the run that --resume names; ends with one line if it cannot go on."""
-    if args.resume is None:
-        return args, None
-    given = [f.name for f in fields(args) if f.name != "resume" and getattr(args, f.name) != f.default]
-    if given:
-        fail(f"--{given[0].replace('_', '-')}: --resume goes on with the run's own options; leave it out")
-    folder = Path(args.resume)
-    files = [*folder.glob("resume.pt"), *sorted(folder.glob("seed*/resume.pt"))]
-    if len(files) != 1:
-        several = f"several runs were cut there; name one of {', '.join(str(file.parent) for file in files)}"
-        fail(f"--resume {folder}: {several if files else 'no resume.pt there: no run, or a finished one'}")
-    try:
-        state = torch.load(files[0], map_location="cpu", weights_only=True)
-        script, options = state["script"], {field.name: state["args"][field.name] for field in fields(args)}
-        check_size(state["shape"], state["agent"])
-    except Exception as error:  # whatever torch.load raises on a damaged or foreign file
-        fail(f"--resume {files[0]}: is no state of this script's runs ({type(error).__name__})")
-    if script != SCRIPT:
-        fail(f"--resume {folder}: is a run of {script}.py")
-    return Args(**options), state | {"folder": files[0].parents[1]}
-
-
-def run_name(args: Args, dataset: Dataset | None, source: dict | None) -> str:
-    """<script>[-<dataset>][-<option><value>...][-from-<source>], of the options that are not at their default."""
-    parts = [SCRIPT, dataset and dataset.name]
-    for field in fields(args):
-        value = getattr(args, field.name)
-        if field.name not in UNTAGGED and value != field.default:
-            name, text = TAG_NAMES.get(field.name, field.name.replace("_", "-")), str(value).removesuffix(".0")
-            text = text.removesuffix("000") + "k" if isinstance(value, int) and text.endswith("000") else text
-            parts.append({"True": name, "False": f"no-{name}"}.get(text, name + text))
-    name = "-".join(filter(None, [*parts, source and f"from-{source['run']}"]))
-    safe = re.sub(r"(?a)[^\w.-]", "_", name[:180])  # a folder's name has at most 255 bytes
-    return name if name == safe else f"{safe}..{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-
-
-class Run:
-    """A run's folders, one a seed, and where the run stands (phase, gradient_step, env_step)."""
-
-    def __init__(self, args: Args, dataset: Dataset | None, source: dict | None, saved: dict | None = None):
-        self.args, self.saved, self.started = args, saved, time.time() - (saved["seconds"] if saved else 0)
-        self.device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
-        self.stopped, self.frozen = 0, {}  # signal; where a seed diverged
-        self.kept, self.kept_at = 0, 0.0  # rows in resume.rows; when resume.pt was written
-        self.seeds = [args.seed + i for i in range(args.num_seeds)]
-        self.phase, self.gradient_step, self.env_step = "offline", source["gradient_step"] if source else 0, 0
-        data = dataset._asdict() if dataset else source and source["dataset"]
-        self.scores = D4RL_SCORES.get(args.env.rpartition(":")[2].rsplit("-v", 1)[0]) or (data and data["scores"])
-        self.folder = saved["folder"] if saved else Path(args.runs_dir) / args.env / run_name(args, dataset, source)
-        self.folders = [self.folder / f"seed{seed}" for seed in self.seeds]
-        existing = [str(folder) for folder in self.folders if folder.exists()]
-        if existing and not args.overwrite and not saved:
-            fail(f"--runs-dir {args.runs_dir}: {existing[0]} exists; --overwrite replaces it")
-        git = [shutil.which("git") or "true", "-C", str(BUNDLED.parent), "rev-parse", "HEAD"]
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
-        versions = {name: version(name) for name in ("torch", "gymnasium", "mujoco", "minari", "numpy")}
-        hardware = torch.cuda.get_device_name() if self.device == "cuda" else f"{os.cpu_count()} CPU cores"
-        data = data and {k: v for k, v in data.items() if k not in ("rows", "returns")}
-        self.config = {"script": SCRIPT, "run": self.folder.name, "algorithm": ALGORITHM, "env": args.env}
-        own = {key: value for key, value in asdict(args).items() if not (source and key in NETWORK_ARGS)}
-        options = {key: str(value) if value == math.inf else value for key, value in own.items()}
-        self.config |= {"args": options, "num_seeds": args.num_seeds, "dataset": data, "checkpoint": source}
-        self.config |= {key: getattr(args, key, 0) for key in ("offline_steps", "online_steps")}
-        self.config |= {"git_commit": commit, "versions": versions, "hardware": hardware}
-        self.config["command"] = saved["config"].get("command") if saved else [f"{SCRIPT}.py", *sys.argv[1:]]
-        if saved and data != saved["config"]["dataset"]:
-            fail(f"--resume {self.folder}: --dataset {data and data['source']} is no longer what it was")
-
-    def describe(self, dataset: Dataset | None) -> None:
-        """The start-up summary."""
-        seeds = f"seeds {self.seeds[0]} to {self.seeds[-1]}" if len(self.seeds) > 1 else f"seed {self.seeds[0]}"
-        print(f"{SCRIPT}: {self.args.env}, {seeds}, on {self.config['hardware']}")
-        if dataset:
-            quantiles = " / ".join(f"{q:.0f}" for q in np.quantile(dataset.returns, (0, 0.25, 0.5, 0.75, 1)))
-            episodes = f"{len(dataset.returns):,} episodes, return min / quartiles / max {quantiles}"
-            print(f"data: {dataset.source}, {len(dataset.rows):,} transitions, {episodes}")
-            if dataset.dropped:
-                print(f"data: {dataset.dropped} last transitions without a next observation were dropped")
-            if dataset.recorded_in not in (None, self.args.env.rpartition(":")[2]):
-                print(f"data: recorded in {dataset.recorded_in}, another version than {self.args.env}")
-        if self.config["checkpoint"]:
-            print(f"start: {self.config['checkpoint']['path']}, after {self.gradient_step:,} updates")
-        if self.saved:
-            print(f"resumes: at {self.saved['place']}")
-        print(f"writes: {self.folder}/seed*/ (eval.csv, metrics.csv, checkpoint.pt, TensorBoard events)")
-
-    def make_folders(self) -> None:
-        for folder in self.folders:
-            try:
-                if folder.exists():
-                    shutil.rmtree(folder)
-                folder.mkdir(parents=True)
-            except OSError as error:
-                fail(f"--runs-dir {self.args.runs_dir}: {error.strerror} ({error.filename})")
-            header = "phase,gradient_step,env_step,episode,return,length,normalized_score,seconds\n"
-            (folder / "eval.csv").write_text(header)
-            (folder / "metrics.csv").write_text("phase,gradient_step,env_step,name,value\n")
-
-    def stop(self, number: int, _) -> None:
-        """Handles Ctrl-C and SIGTERM: the run ends at its next step, where its state can be saved; twice, at once."""
-        if os.getpid() != self.pid:  # in the process of an environment, which leaves Ctrl-C to the run
-            return None if number == signal.SIGINT else os._exit(1)
-        if self.stopped:
-            raise KeyboardInterrupt
-        self.stopped = number
-        print("\nstopping at the next step ...", flush=True)
-
-    @contextmanager
-    def recording(self):
-        """Makes the folders; marks the run finished, interrupted or failed, and says how to go on with it."""
-        if not self.saved:
-            self.make_folders()
-        self.set_status("running")
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and --help needs none
-
-        self.writers, self.pid = [SummaryWriter(str(folder)) for folder in self.folders], os.getpid()
-        handlers = {number: signal.signal(number, self.stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        again, status = f"python {SCRIPT}.py --resume {self.folder}", "failed"
-        self.evaluator = Evaluator(self, self.args)
-        try:
-            yield
-            self.evaluator.finish()
-            self.set_status(status := "finished")
-        except KeyboardInterrupt:
-            status = "interrupted"
-            print(f"\ninterrupted at {self.place()}; go on with: {again}")
-            raise SystemExit(128 + self.stopped) from None
-        except (gym.error.Error, BrokenExecutor, OSError) as error:
-            print(file=sys.stderr)  # below the progress bar
-            raise SystemExit(f"error: {error}, at {self.place()}; what was saved before is kept ({again})") from None
-        finally:
-            with suppress(OSError):  # of a full disk
-                self.set_status(status)
-            self.evaluator.pool.shutdown(cancel_futures=True)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        for path in self.folders[0].glob("resume.*"):
-            path.unlink()
-        minutes, last = (time.time() - self.started) / 60, self.last[self.live()]
-        print(f"finished in {minutes:.1f} min, last return {last.mean():.0f}; by seed {last.round().tolist()}")
-        if self.frozen:
-            raise SystemExit(f"error: diverged: {self.frozen}; their last good checkpoints are kept")
-
-    def place(self) -> str:
-        """Where the phase stands: gradient updates offline, environment steps online."""
-        return f"{self.phase} step {self.env_step if self.phase == 'online' else self.gradient_step:,}"
-
-    def live(self) -> list[int]:
-        return [i for i, seed in enumerate(self.seeds) if seed not in self.frozen]
-
-    def freeze(self, agent: Agent, losses: Iterable[np.ndarray] = ()) -> None:
-        """Gives up the seeds whose parameters or losses (S,) are not finite: set to 0, and no longer recorded."""
-        tensors = [t.unflatten(0, (len(self.seeds), -1)) for t in agent.state_dict().values() if t.dim()]
-        good = torch.stack([t.flatten(1).isfinite().all(1) for t in tensors]).all(0).cpu().numpy()
-        for i in np.flatnonzero(~np.logical_and.reduce([good, *map(np.isfinite, losses)])):
-            if self.seeds[i] not in self.frozen:
-                self.frozen[self.seeds[i]] = self.place()
-                print(f"\nseed {self.seeds[i]} diverged before {self.place()}; the others go on")
-            for tensor in tensors:
-                tensor[i] = 0
-        if len(self.frozen) == len(self.seeds):
-            raise SystemExit(f"error: diverged: {self.frozen}; {self.folder} keeps the last good checkpoints")
-
-    def set_status(self, status: str) -> None:
-        for seed, folder in zip(self.seeds, self.folders, strict=True):
-            now = {"seed": seed, "started": self.started, "seconds": time.time() - self.started, "pid": os.getpid()}
-            now["status"] = "diverged" if seed in self.frozen else status
-            text = json.dumps(self.config | now, indent=1)
-            write_atomically(folder / "config.json", lambda path, text=text: path.write_text(text))
-
-    def record(self, where: tuple, evaluation: Evaluation, metrics: dict[str, np.ndarray]) -> None:
-        """Logs one evaluation, made `where` (phase, gradient step, environment step, seconds): CSVs and TensorBoard."""
-        *where, seconds = where
-        returns, lengths, first_q, q_bias = evaluation
-        self.last = returns.mean(1)
-        metrics |= {"eval/first_q": first_q, "eval/q_bias": q_bias, "eval/return": self.last}
-        scores = np.full(returns.shape, "", dtype=object)
-        if self.scores:
-            scores = (100 * (returns - self.scores[0]) / (self.scores[1] - self.scores[0])).round(3)
-            metrics["eval/normalized_score"] = scores.mean(1)
-        for i in self.live():
-            rows = zip(range(returns.shape[1]), returns[i].round(3), lengths[i], scores[i], strict=True)
-            append_rows(self.folders[i] / "eval.csv", [[*where, *row, seconds] for row in rows])
-            values = {name: float(value[i]) for name, value in metrics.items()}
-            append_rows(self.folders[i] / "metrics.csv", [[*where, *item] for item in values.items()])
-            for name, value in values.items():
-                self.writers[i].add_scalar(f"{name}_{where[0]}", value, where[2 if where[0] == "online" else 1])
-            self.writers[i].flush()
-
-    def checkpoints(self, agent: Agent) -> list[tuple[Path | None, dict]]:
-        """Path and content of each seed's checkpoint.pt, tensors as arrays; no path where the seed diverged."""
-        facts = {key: self.config[key] for key in ("script", "run", "algorithm", "env", "args", "dataset")}
-        facts |= {"phase": self.phase, "gradient_step": self.gradient_step, "env_step": self.env_step}
-        state, count = {name: tensor.cpu() for name, tensor in agent.state_dict().items()}, len(self.seeds)
-        parts, found = {name: t.chunk(count) if t.dim() else [t] * count for name, t in state.items()}, []
-        for i, (seed, folder) in enumerate(zip(self.seeds, self.folders, strict=True)):
-            own = {name: part[i].numpy().copy() for name, part in parts.items()}
-            path = None if seed in self.frozen else folder / "checkpoint.pt"
-            found.append((path, {**facts, "seed": seed, "shape": agent.shape, "agent": own}))
-        return found
-
-    def keep(self, agent: Agent, reference: Agent, table: ReplayTable, loops: list[Loop], more=dict) -> None:
-        """Saves what --resume goes on from, if that is due; ends the run here if it was told to stop."""
-        due = time.time() - self.kept_at >= 60 * self.args.checkpoint_every
-        full = table.capacity and table.added - self.kept == table.capacity  # or the ring would lose rows
-        if not (due or full or self.stopped):
-            return
-        self.evaluator.finish()
-        self.freeze(agent)
-        with open(self.folders[0] / "resume.rows", "ab") as file:  # all online rows, (steps, S, columns) float32
-            file.truncate(self.kept * table.rings[:, :1].numel() * 4)
-            slots = torch.arange(self.kept, table.added, device=table.rows.device) % max(table.capacity, 1)
-            file.write(table.rings[:, slots].transpose(0, 1).cpu().numpy().tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        self.kept = table.added
-        logs = [folder / name for folder in self.folders for name in ("eval.csv", "metrics.csv")]
-        state = {"script": SCRIPT, "args": asdict(self.args), "config": self.config, "shape": agent.shape}
-        state |= {"phase": self.phase, "place": self.place(), "steps": (self.gradient_step, self.env_step)}
-        state |= {"seconds": time.time() - self.started, "last": self.last.tolist(), "frozen": self.frozen}
-        state |= {"agent": agent.state_dict(), "loops": [loop.state() for loop in loops], "rows": table.added}
-        state["reference"] = {name: t for name, t in reference.state_dict().items() if "adam" not in name}
-        state["random"] = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if self.device == "cuda" else [])]
-        state["logs"] = {str(path.relative_to(self.folder)): path.stat().st_size for path in logs}
-        save_torch(state | more(), self.folders[0] / "resume.pt")
-        self.kept_at = time.time()
-        if self.stopped:
-            for path, checkpoint in self.checkpoints(agent):
-                save_checkpoint(path, checkpoint)
-            raise KeyboardInterrupt
-
-    def restore(self, agent: Agent, reference: Agent, table: ReplayTable, loops: list[Loop]) -> dict | None:
-        """Puts back what `keep` saved, and returns it; None if this run starts its phase itself."""
-        state, self.saved = self.saved, None
-        if state is None:
-            return None
-        agent.load_state_dict(state["agent"])
-        reference.load_state_dict(state["reference"], strict=False)
-        self.gradient_step, self.env_step = state["steps"]
-        self.last, self.frozen, self.kept = np.array(state["last"]), state["frozen"], state["rows"]
-        rows = np.fromfile(self.folders[0] / "resume.rows", np.float32, self.kept * table.rings[:, :1].numel())
-        for row in rows.reshape(self.kept, len(self.seeds), sum(table.sizes)):
-            obs, action, reward, next_obs, *ends = np.split(row, np.cumsum(table.sizes)[:-1], 1)
-            table.add(obs, action, reward[:, 0], next_obs, *(end[:, 0] for end in ends))
-        for loop, kept in zip(loops, state["loops"], strict=True):
-            loop.restore(*kept)
-        torch.set_rng_state(state["random"][0])
-        if self.device == "cuda" and len(state["random"]) > 1:  # it may have begun on a CPU
-            torch.cuda.set_rng_state(state["random"][1])
-        for name, size in state["logs"].items():
-            os.truncate(self.folder / name, size)
-        return state
-
-
-class Evaluation(NamedTuple):  # of one seed; those of several are stacked, seeds first
-    returns: np.ndarray  # (episodes,) undiscounted
-    lengths: np.ndarray  # (episodes,) steps
-    first_q: np.ndarray  # () min_e Q(s0, best action), mean over episodes, in the environment's units
-    q_bias: np.ndarray  # () first_q minus the mean discounted return
-
-
-@cache
-def eval_envs(env_id: str, count: int) -> list[Replayable]:
-    return [Replayable(make_env(env_id), "") for _ in range(count)]
-
-
-def evaluate(agent: Agent, seed: int, steps: tuple[int, int], args: Args) -> Evaluation:
-    """Episodes of the deterministic policy of an agent of one seed on the CPU; draws nothing from torch.
-
-    They are seeded by (seed, gradient and environment steps so far, episode), so each evaluation sees new
-    starts, and a finetuning's evaluation at step 0 repeats the last one of its pretraining.
-    """
-    envs = eval_envs(args.env, args.eval_episodes)
-    for env in envs:
-        env.name = f"the environment of seed {seed}"
-    starts = [np.random.SeedSequence((seed, *steps, j)).generate_state(1)[0] for j in range(len(envs))]
-    obs = np.stack([env.reset(seed=int(start))[0] for env, start in zip(envs, starts, strict=True)])
-    returns, discounted, lengths = np.zeros(len(envs)), np.zeros(len(envs)), np.zeros(len(envs), int)
-    running, first_q = list(range(len(envs))), None
-    while running:
-        batch = torch.as_tensor(obs, dtype=torch.float32)[None]
-        action = best_action(agent, batch)
-        if first_q is None:
-            scale = float(getattr(agent, "reward_scale", 1))  # not every objective scales the rewards
-            first_q = agent.critic(batch, action).amin(1)[0].numpy() / scale
-        for j in running.copy():
-            obs[j], reward, terminated, truncated, _ = envs[j].step(action[0, j].numpy())
-            returns[j] += reward
-            discounted[j] += args.gamma ** lengths[j] * reward
-            lengths[j] += 1
-            if terminated or truncated:
-                running.remove(j)
-    return Evaluation(returns, lengths, first_q.mean(), (first_q - discounted).mean())
-
-
-def save_checkpoint(path: Path | None, checkpoint: dict) -> None:
-    """Writes a plain dict of tensors, numbers and strings; makes tensors of the agent's arrays, in place."""
-    checkpoint["agent"] = {name: torch.from_numpy(array) for name, array in checkpoint["agent"].items()}
-    if path:
-        save_torch(checkpoint, path)
-
-
-def evaluate_copy(path: Path | None, checkpoint: dict, args: Args) -> Evaluation:
-    """Saves a seed's checkpoint and evaluates its agent."""
-    save_checkpoint(path, checkpoint)
-    agent = Agent([0], **checkpoint["shape"])
-    agent.load_state_dict(checkpoint["agent"])
-    return evaluate(agent, checkpoint["seed"], (checkpoint["gradient_step"], checkpoint["env_step"]), args)
-
-
-def work_beside(run: int) -> None:
-    """The first thing in a process of Evaluator: stop signals are for the run; without that process, this one ends."""
-    torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, lambda *_: os.getppid() == run or os._exit(1))
-    signal.setitimer(signal.ITIMER_REAL, 1, 1)  # looks every second
-
-
-class Evaluator:
-    """Saves and evaluates copies of the agents in processes of its own, one a spare core, beside training."""
-
-    def __init__(self, run: Run, args: Args):
-        self.run, self.args, self.where, self.metrics, self.results = run, args, (), {}, []
-        processes = min(args.num_seeds, max(1, len(os.sched_getaffinity(0)) - 1))
-        self.pool = ProcessPoolExecutor(processes, get_context("fork"), work_beside, (os.getpid(),))
-        self.pool.submit(os.getpid)  # starts them
-
-    def start(self, agent: Agent, metrics: dict[str, np.ndarray]) -> None:
-        """Checkpoints and evaluation of the agent as it is now, to be logged with the metrics; one at a time."""
-        self.finish()
-        run, self.metrics = self.run, metrics
-        self.where = (run.phase, run.gradient_step, run.env_step, round(time.time() - run.started, 1))
-        run.freeze(agent, [value for name, value in metrics.items() if name.startswith("loss/")])
-        for path, checkpoint in run.checkpoints(agent):
-            self.results.append(self.pool.submit(evaluate_copy, path, checkpoint, self.args))
-
-    def finish(self, wait: bool = True) -> bool:
-        """Logs the evaluation under way, if it is through or `wait`; whether it did."""
-        if not self.results or not (wait or all(result.done() for result in self.results)):
-            return False
-        results, self.results = [result.result() for result in self.results], []
-        self.run.record(self.where, Evaluation(*map(np.stack, zip(*results, strict=True))), self.metrics)
-        return True
-
-
-def diagnose(agent: Agent, reference: Agent, table: ReplayTable, args: Args) -> dict[str, np.ndarray]:
-    """Q of the policy's best action (minimum over critics) and of random ones (mean), drift from the reference."""
-    if table.added == 0 and table.replay != "append":
-        return {}
-    with torch.random.fork_rng(devices=[table.rows.device] if table.rows.is_cuda else []):
-        torch.manual_seed(args.seed)
-        obs, action, *_ = table.sample(args.batch_size)
-        random_q = agent.critic(obs, 2 * torch.rand_like(action) - 1).mean((1, 2))
-    best = best_action(agent, obs)
-    drift = (best - best_action(reference, obs)).square().sum(2).mean(1)
-    found = {"q/random": random_q, "q/best": agent.critic(obs, best).amin(1).mean(1), "policy/drift": drift}
-    online_share = np.full(args.num_seeds, table.online_share())
-    return {name: value.cpu().numpy() for name, value in found.items()} | {"replay/online_share": online_share}
-
-
-PRETRAINING = {"sac": "offline_pretrain_sac.py", "td3": "td3_bc.py"}  # what writes a family's first checkpoints
-
-
-def find_checkpoints(args: Args) -> list[Path]:
-    """One checkpoint.pt a seed: of --checkpoint, or of the newest finished offline run of --env."""
-    folder = Path(args.checkpoint) if args.checkpoint else None
-    own = hasattr(args, "offline_steps")  # such a script continues what it pretrained itself
-    if folder is None:
-        found = []
-        for path in (Path(args.runs_dir) / args.env).glob("*/seed*/config.json"):
-            config = json.loads(path.read_text())
-            if "format" in config:  # of a script that is rewritten already
-                continue
-            offline = config["offline_steps"] and not config["online_steps"]
-            fits = config["algorithm"] == ALGORITHM and (config["script"] == SCRIPT or not own)
-            if offline and fits and config["status"] == "finished":
-                found.append((config["started"] + config["seconds"], path.parents[1]))
-        if not found:
-            script = f"{SCRIPT}.py" if own else PRETRAINING[ALGORITHM]
-            missing = f"{args.runs_dir}/{args.env} has no finished offline run of the {ALGORITHM} family"
-            fail(f"--checkpoint is missing: {missing}; python {script} --env {args.env} makes one")
-        folder = max(found)[1]
-    for file in (folder, folder / "checkpoint.pt"):
-        if file.is_file():
-            return [file] * args.num_seeds
-    wanted = [folder / f"seed{args.seed + i}" / "checkpoint.pt" for i in range(args.num_seeds)]
-    there = sorted(folder.glob("seed*/checkpoint.pt"))
-    wanted = there * args.num_seeds if len(there) == 1 else wanted
-    for path in wanted:
-        if path not in there:
-            fail(f"--checkpoint {folder}: {path} does not exist (seeds there: {len(there)})")
-        config = path.with_name("config.json")
-        if config.is_file() and '"status": "diverged"' in config.read_text():
-            fail(f"--checkpoint {folder}: {path.parent.name} diverged; name {path} to start from its last good state")
-    return wanted
-
-
-def load_checkpoints(args: Args, obs_dim: int, action_dim: int, saved: dict | None = None) -> tuple[Agent, dict]:
-    """The stacked agent of --checkpoint, and where it came from; ends with one line if it does not fit."""
-    if saved:
-        return Agent([args.seed + i for i in range(args.num_seeds)], **saved["shape"]), saved["config"]["checkpoint"]
-    for name in NETWORK_ARGS:
-        if getattr(args, name, None) != getattr(Args, name, None):
-            fail(f"{as_option(name, getattr(args, name))}: the checkpoint decides that")
-    paths, states, source = find_checkpoints(args), [], None
-    for path in paths:
-        try:  # weights_only: a file that carries code is refused, not run
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            facts = {key: checkpoint[key] for key in ("algorithm", "env", "shape", "gradient_step", "run", "dataset")}
-            gamma, state = checkpoint["args"]["gamma"], checkpoint["agent"]
-            check_size(facts["shape"], state)
-        except Exception as error:  # whatever torch.load raises on a damaged or foreign file
-            fail(f"--checkpoint {path}: is no checkpoint of these scripts ({type(error).__name__})")
-        has, here = {**facts, "gamma": gamma, **facts["shape"]}, {"algorithm": ALGORITHM, "env": args.env}
-        here |= {"gamma": args.gamma, "obs_dim": obs_dim, "action_dim": action_dim}
-        for key, value in here.items():
-            if has.get(key) != value:
-                fail(f"--checkpoint {path}: its {key} is {has.get(key)}, here it is {value}")
-        source = source or facts
-        if facts != source:
-            fail(f"--checkpoint {path}: differs from {paths[0]} in network, steps, run or dataset")
-        states.append(state)
-    try:
-        agent = Agent([args.seed + i for i in range(args.num_seeds)], **facts["shape"])
-        own = {n: torch.cat([s[n] for s in states]) if t.dim() else states[0][n] for n, t in agent.state_dict().items()}
-        agent.load_state_dict(own)  # not what only the last objective needs
-    except (RuntimeError, KeyError, AttributeError, TypeError) as error:
-        fail(f"--checkpoint {paths[0]}: its tensors do not fit (of {facts['run']}: {str(error).splitlines()[0]})")
-    if checkpoint.get("script") == SCRIPT:
-        before = {name: value for name, value in checkpoint["args"].items() if name in OBJECTIVE_ARGS}
-        lost = [as_option(n, v) for n, v in before.items() if v != getattr(args, n) == getattr(Args, n)]
-        if lost:
-            print(f"note: pretrained with {' '.join(lost)}; no checkpoint passes that on, say it again to keep it")
-    return agent, {**facts, "path": str(paths[0])}
-
-
-INSTEAD = {  # what picks optimistic actions with another family's checkpoint
-    "sac": "online_finetune_sac.py",
-    "td3": "td3_c.py",
-    "iql": "iql.py --offline-steps 0 --online-steps 20000",
-    "awac": "awac.py --offline-steps 0 --online-steps 20000",
-}
-
-
-def refuse_other_families(args: Args) -> None:
-    """Ends with one line that names what does what was meant, if --checkpoint is not LAPO's."""
-    path = find_checkpoints(args)[0]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        script, family = checkpoint["script"], checkpoint["algorithm"]
-    except Exception:  # load_checkpoints says what is wrong with the file
-        return
-    if script == "cql_sac":
-        fail(
-            f"--checkpoint {path}: CQL trained its critics to rate unseen actions low, so they cannot tell which "
-            f"one is worth trying (O3F, section 5); python online_finetune_sac.py --env {args.env} --checkpoint {path} "
-            "finetunes it"
-        )
-    if family in INSTEAD:
-        command = (
-            f"python {INSTEAD[family]} --env {args.env} --num-candidates {args.num_candidates} --checkpoint {path}"
-        )
-        fail(f"--checkpoint {path}: is {script}.py's, not this script's; {command} picks optimistic actions with it")
-
-
-def train_offline(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None:
-    """Gradient updates on the offline rows, with evaluations in between."""
-    begun = run.saved["steps"][0] if run.saved else 0  # a multiple of 10 unless it was cut on a CPU
-    unroll = math.gcd(10, args.eval_every, args.offline_steps, begun) if table.rows.is_cuda else 1
-    updates, reference = update_loop(agent, table, args, args.offline_steps, unroll), copy.deepcopy(agent)
-    cut, first = run.restore(agent, reference, table, [updates]), run.gradient_step
-    progress = tqdm(total=args.offline_steps, initial=first, unit=" updates", desc="offline", mininterval=1)
-    for step in range(first, args.offline_steps + 1, unroll):
-        run.gradient_step = step
-        if step > first or not cut:  # else evaluated and kept already
-            if step % args.eval_every == 0 or step == args.offline_steps:
-                run.evaluator.start(agent, updates.read() | diagnose(agent, reference, table, args))
-            if run.evaluator.finish(wait=False):
-                progress.set_postfix_str(f"return {run.last.mean():.0f}")
-            run.keep(agent, reference, table, [updates])
-        if step < args.offline_steps:
-            updates()
-            progress.update(unroll)
-    progress.close()
+        for name, part in new.items():  # in place: a CUDA graph reads and writes fixed addresses
+            tree_map(Tensor.copy_, state[name], part)
+        return metrics
+
+    if compiled:
+        print("compiling the update, which takes up to a minute", flush=True)
+    return Loop(step, device, args, compiled)
 
 
 class Collector:
-    """The training environments: steps them into the table, and tells the returns of their episodes."""
+    """The training environments, one per seed, stepped into the replay."""
 
-    def __init__(self, args: Args, seeds: list[int]):
-        self.seeds, self.envs, self.rng = seeds, make_envs(args.env, seeds), np.random.default_rng(args.seed)
-        self.obs, _ = self.envs.reset(seed=seeds)
-        self.running, self.ended = np.zeros(len(seeds)), [[] for _ in seeds]  # returns
+    def __init__(self, algorithm: ALGORITHM, state: dict, replay: Replay, args: Args, first_step: int):
+        count, device, mode = args.num_seeds, replay.rows.device.type, gym.vector.AutoresetMode.SAME_STEP
+        functions = [partial(make_env, args.env)] * count
+        if count > 1 and num_cores() >= 8:
+            envs = gym.vector.AsyncVectorEnv(functions, context="spawn", autoreset_mode=mode)
+        else:
+            envs = gym.vector.SyncVectorEnv(functions, autoreset_mode=mode)
+        self.envs, self.replay = gym.wrappers.vector.RecordEpisodeStatistics(envs), replay
+        self.obs, _ = self.envs.reset(seed=args.seed + 1000 * first_step)  # resumed: other episodes
+        self.device_obs = torch.zeros(self.obs.shape, device=device)
+        self.action = torch.zeros(self.envs.action_space.shape, device=device)
 
-    def random_action(self) -> np.ndarray:
-        return self.rng.uniform(-1, 1, self.envs.action_space.shape).astype(np.float32)
+        def step(_: bool) -> dict:
+            shapes = algorithm.act_noise.items()
+            noise = {name: torch.randn(count, *shape, device=device) for name, shape in shapes}
+            action, metrics = over_seeds(algorithm.act, count)(state, self.device_obs, noise)
+            self.action.copy_(action)
+            return metrics
 
-    def step(self, action: np.ndarray, table: ReplayTable) -> None:
+        self.loop = Loop(step, device, args)
+
+    def act(self) -> np.ndarray:
+        """Actions (S, A); waits for the device."""
+        self.device_obs.copy_(torch.from_numpy(self.obs))
+        self.loop()
+        return np.nan_to_num(self.action.cpu().numpy())  # of a seed that diverged
+
+    def step(self, action: np.ndarray) -> dict[int, dict]:
+        """Executes actions (S, A); metrics of the episodes that end with them, by seed's index."""
+        obs, reward, terminated, truncated, info = self.envs.step(action)
+        next_obs, ended = obs.copy(), {}
+        for i in np.flatnonzero(terminated | truncated):  # there, obs is the next episode's first
+            next_obs[i], episode = info["final_obs"][i], info["episode"]
+            ended[i] = {"train/return": episode["r"][i], "train/length": episode["l"][i]}
+        self.replay.add(self.obs, action, reward, next_obs, terminated, truncated)
+        self.obs = obs
+        return ended
+
+
+@cache  # once per process
+def work_beside() -> None:
+    """For a process beside the run: stop signals are for the run itself; without the run, it ends."""
+    torch.set_num_threads(1)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+    def end_with_the_run() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_run, daemon=True).start()
+
+
+@cache  # the same ones again at the next evaluation
+def eval_envs(env_id: str, count: int) -> list[Adapter]:
+    return [make_env(env_id) for _ in range(count)]
+
+
+def evaluate(path: Path, args: Args) -> np.ndarray:
+    """Plays a checkpoint's evaluation episodes; rows of return, length, first Q, Q's bias.
+
+    Episodes are seeded by (seed, gradient and environment steps so far, episode): each evaluation sees new
+    starts, and a finetuning's at step 0 repeats the last one of its pretraining. All are acted at once.
+    """
+    checkpoint = torch.load(path, weights_only=True)
+    state, algorithm = checkpoint["state"], ALGORITHM(args, **checkpoint["shape"])
+    envs = eval_envs(args.env, args.eval_episodes)
+    origin = [checkpoint[key] for key in ("seed", "gradient_step", "env_step")]
+    seeds = [int(np.random.SeedSequence((*origin, i)).generate_state(1)[0]) for i in range(len(envs))]
+    obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)])
+    first_obs = torch.from_numpy(obs.copy())
+    returns, discounted, lengths = np.zeros((3, len(envs)))
+    running = list(range(len(envs)))
+    while running:
+        action = algorithm.best_action(state, torch.from_numpy(obs)).numpy()
+        for i in running.copy():
+            obs[i], reward, terminated, truncated, _ = envs[i].step(action[i])
+            returns[i] += reward
+            discounted[i] += args.gamma ** lengths[i] * reward
+            lengths[i] += 1
+            if terminated or truncated or lengths[i] == EPISODE_LIMIT:
+                running.remove(i)
+    first_q = algorithm.value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
+    save(path, checkpoint | {"returns": returns.tolist()})
+    return np.column_stack([returns, lengths, first_q, first_q - discounted])
+
+
+def save(path: Path, content: dict) -> None:
+    """Atomically: a reader sees the old file or the new one, never a part."""
+    part = path.with_name(path.name + ".part")
+    torch.save(content, part)
+    os.replace(part, path)
+
+
+def load(option: str, path: Path, needed: str) -> dict:
+    """A checkpoint.pt or resume.pt, which holds `needed`; ends with one line if it is none."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)  # refuses a file that carries code
+        file_format = content.get("format", 1)
+    except Exception as error:  # whatever torch.load raises on a missing, damaged or foreign file
+        fail(f"{option} {path}: is no file of these scripts: {error!r:.100}")
+    if file_format != FORMAT:
+        fail(f"{option} {path}: was written by another version of these scripts (format {file_format})")
+    if needed not in content:
+        fail(f"{option} {path}: has no {needed}")
+    return content
+
+
+def newest_run(args: Args) -> Path:
+    """The newest finished run of the script that pretrains for this one."""
+    finished, wanted = [], {"script": PRETRAINED_BY, "status": "finished", "format": FORMAT}
+    parent = Path(args.runs_dir, re.sub("[:/]", "_", args.env))
+    for path in parent.glob("*/seed*/config.json"):
+        with suppress(Exception):  # whatever a foreign file brings
+            config = json.loads(path.read_text())
+            if wanted.items() <= config.items() and not config["args"].get("online_steps"):
+                finished.append((config["started"], path.parents[1]))
+    if not finished:
+        command = shlex.join(["python", f"{PRETRAINED_BY}.py", "--env", args.env])
+        fail(f"--checkpoint is missing: no finished pretraining is in {parent}; {command} makes one")
+    return max(finished)[1]
+
+
+def load_checkpoints(args: Args, env: Adapter) -> tuple[list[dict], dict]:
+    """A state per seed, its own or a shared one, and where they come from; ends with one line if none fit."""
+    folder = Path(args.checkpoint) if args.checkpoint else newest_run(args)
+    paths = [folder / f"seed{args.seed + i}" / "checkpoint.pt" for i in range(args.num_seeds)]
+    shared = [path for path in (folder, folder / "checkpoint.pt") if path.is_file()]
+    if shared:
+        paths = shared * args.num_seeds
+    checkpoints = [load("--checkpoint", path, "gradient_step") for path in paths]
+    first = checkpoints[0]
+    source = {key: first[key] for key in ("script", "run", "shape", "dataset", "gradient_step")}
+    expected = source | {"family": FAMILY, "env": args.env, "gamma": args.gamma}
+    expected |= {"obs_dim": env.observation_space.shape[0], "action_dim": env.action_space.shape[0]}
+    for path, checkpoint in zip(paths, checkpoints, strict=True):
+        values = checkpoint["args"] | checkpoint["shape"] | checkpoint
+        for key, value in expected.items():
+            if values[key] != value:
+                fail(f"--checkpoint {path}: its {key} is {values[key]}, not {value}")
+    score = float(np.mean([np.mean(checkpoint.get("returns", np.nan)) for checkpoint in checkpoints]))
+    starts, hours = len(set(paths)), (time.time() - paths[0].stat().st_mtime) / 3600
+    source |= {"path": str(paths[0]), "starts": starts, "return": score}
+    source["shared_seed"] = first["seed"] if shared else None
+    age = f"{hours:.1f} hours old, {source['gradient_step']:,} updates, return {score:.0f}"
+    print(f"start: {paths[0]}, {age}; {args.num_seeds} seeds from {starts} starts")
+    return [checkpoint["state"] for checkpoint in checkpoints], source
+
+
+def run_folder(args: Args, dataset: Dataset | None, source: dict | None) -> Path:
+    """<runs-dir>/<env>/<script>[-<dataset>][-<option>-<value>...][-from-<script>-<hash of the start>].
+
+    Of the options from --batch-size on, those off their default; the others change nothing that is learned.
+    """
+    parts, names = [SCRIPT], [field.name for field in fields(args)]
+    if dataset:
+        parts.append(dataset.description["name"])
+    for name in names[names.index("batch_size") :]:
+        if getattr(args, name) != getattr(Args, name):
+            parts.append(f"{name}-{getattr(args, name)}".replace("_", "-"))
+    if source:
+        start = f"{source['run']} {source['gradient_step']} {source['shared_seed']}"
+        parts.append(f"from-{source['script']}-{hashlib.sha256(start.encode()).hexdigest()[:4]}")
+    name = "-".join(parts)
+    if len(name) > 100:
+        name = f"{name[:91]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return Path(args.runs_dir, re.sub("[:/]", "_", args.env), name)
+
+
+def append(path: Path, rows: list[list]) -> None:
+    with open(path, "a", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+class Run:
+    """A run's folders, one per seed, and where it stands: logs, evaluation, checkpoints, stop and resume."""
+
+    def __init__(
+        self, args: Args, shape: dict, dataset: Dataset | None, source: dict | None, saved: dict | None
+    ):
+        if args.track and not find_spec("wandb"):
+            fail("--track: needs the package wandb (pip install wandb)")
+        self.args, self.saved, self.started = args, saved, time.time()
+        self.phase, self.offline_step, self.env_step = "offline", 0, 0
+        self.gradient_step = source["gradient_step"] if source else 0
+        self.seeds, self.live = range(args.seed, args.seed + args.num_seeds), list(range(args.num_seeds))
+        self.last_return, self.pending = {}, {}  # by seed's index; pending: evaluations under way
+        self.stop_signal, self.stopped_at, self.at_exit = 0, 0.0, ExitStack()
+        trained_on = source["dataset"] if source else None
+        data = dataset.description if dataset else trained_on
+        self.scores = D4RL_SCORES.get(task_of(args.env)) or (data and data["scores"])
+        self.folder = saved["folder"] if saved else run_folder(args, dataset, source)
+        self.folders = [self.folder / f"seed{seed}" for seed in self.seeds]
+        packages = [name for name in ("torch", "gymnasium", "mujoco", "minari", "numpy") if find_spec(name)]
+        gpu = torch.cuda.get_device_name() if pick_device(args) == "cuda" else None
+        self.config = {
+            "format": FORMAT,
+            "script": SCRIPT,
+            "run": self.folder.name,
+            "family": FAMILY,
+            "env": args.env,
+            "num_seeds": args.num_seeds,
+            "args": asdict(args),
+            "shape": shape,
+            "scores": self.scores,
+            "dataset": data,
+            "checkpoint": source,
+            "command": saved["command"] if saved else [f"{SCRIPT}.py", *sys.argv[1:]],
+            "script_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+            "versions": {name: version(name) for name in packages},
+            "hardware": gpu or f"{num_cores()} CPU cores",
+        }
+        if saved:
+            vars(self).update(saved["progress"])
+            self.started -= saved["seconds"]
+            if data != saved["dataset"]:
+                fail(f"--resume {self.folder}: the dataset is no longer what it was")
+
+    def __enter__(self) -> None:
+        """Takes the folders; from now on a stop signal ends the run after the step under way."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and --help needs none
+
+        self.take_folders()
+        if self.args.track:
+            import wandb
+
+            wandb.tensorboard.patch(root_logdir=str(self.folder))  # sync_tensorboard for several folders
+            wandb.init(project="offline-to-online", name=self.folder.name, config=self.config)
+        self.saved_at = self.logged_at = time.time()
+        self.logged_step = self.offline_step + self.env_step
+        purge_step = self.logged_step + 1 if self.saved else None
+        writers = [SummaryWriter(str(folder), purge_step=purge_step) for folder in self.folders]
+        self.writers = [self.at_exit.enter_context(writer) for writer in writers]
+        self.writers[0].add_text("config", f"<pre>{json.dumps(self.config, indent=1)}</pre>")
+        processes = min(len(self.seeds), max(1, num_cores() - 1))
+        self.pool = ProcessPoolExecutor(processes, get_context("spawn"), work_beside)
+        self.at_exit.callback(self.pool.shutdown, cancel_futures=True)
+        self.handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+        for _ in range(processes):
+            self.pool.submit(os.getpid)  # starts a process, which inherits that stop signals are ignored
+        for number in STOP_SIGNALS:
+            signal.signal(number, self.stop)
+        self.set_status("running")
+        if self.saved:
+            print(f"resumes at {self.place()}; episodes under way begin anew")
+        print(f"writes: {self.folder}/seed*/", flush=True)
+
+    def take_folders(self) -> None:
+        """Locks the folders for as long as this process lives; makes them anew unless the run is resumed."""
         try:
-            next_obs, reward, terminated, truncated, info = self.envs.step(action)
-        except (EOFError, ConnectionError):
-            seeds = {process.sentinel: seed for process, seed in zip(self.envs.processes, self.seeds, strict=True)}
-            gone = " and ".join(str(seeds[sentinel]) for sentinel in connection.wait([*seeds], 10))
-            for process in self.envs.processes:
-                process.terminate()
-            self.envs.closed = True  # there is no answer to wait for
-            raise gym.error.Error(f"the process of the environment of seed {gone} ended") from None
-        final_obs, self.running = next_obs.copy(), self.running + reward
-        for i in np.flatnonzero(terminated | truncated):
-            final_obs[i] = info["final_obs"][i]
-            self.ended[i].append(float(self.running[i]))
-            self.running[i] = 0
-        table.add(self.obs, action, reward, final_obs, terminated, truncated)
-        self.obs = next_obs
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for folder in self.folders:
+                if folder.exists() and not self.saved and not self.args.overwrite:
+                    fail(f"--runs-dir {self.args.runs_dir}: {folder} exists; --overwrite replaces it")
+                self.at_exit.enter_context(FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0))
+            new_folders = [] if self.saved else self.folders
+            for folder in new_folders:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                moment = ["phase", "gradient_step", "env_step"]
+                append(folder / "eval.csv", [[*moment, "episode", "return", "length", "seconds"]])
+                append(folder / "metrics.csv", [[*moment, "name", "value"]])
+        except Timeout:
+            fail(f"--runs-dir {self.args.runs_dir}: another run writes to {folder}")
+        except OSError as error:
+            fail(f"--runs-dir {self.args.runs_dir}: {error}")
 
-    def read(self) -> dict[str, np.ndarray]:
-        """Mean returns (S,) of the episodes that ended since the last time, once every seed has one."""
-        if not all(self.ended):
-            return {}
-        returns, self.ended = np.array([np.mean(ended) for ended in self.ended]), [[] for _ in self.ended]
-        return {"collect/return": returns}
+    def __exit__(self, kind: type | None, *_) -> None:
+        if kind is None:
+            (self.folders[0] / "resume.pt").unlink(missing_ok=True)
+        self.set_status({None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed"))
+        self.at_exit.close()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if kind is KeyboardInterrupt:
+            command = shlex.join(["python", f"{SCRIPT}.py", "--resume", str(self.folder)])
+            saved = (self.folders[0] / "resume.pt").exists()
+            advice = f"go on with: {command}" if saved else "nothing is saved to go on from"
+            print(f"interrupted at {self.place()}; {advice}")
+            raise SystemExit(128 + self.stop_signal)
 
-    def state(self) -> dict:
-        episodes = [(start, torch.from_numpy(actions)) for start, actions in self.envs.get_attr("episode")]
-        state = {"rng": json.dumps(self.rng.bit_generator.state), "episodes": episodes, "ended": self.ended}
-        return state | {"obs": torch.from_numpy(self.obs.copy()), "running": torch.from_numpy(self.running.copy())}
+    def stop(self, number: int, _) -> None:
+        """Handles a stop signal; another one, a second later, ends the run at once and unsaved."""
+        if not self.stop_signal:
+            self.stop_signal, self.stopped_at = number, time.time()
+            tqdm.write("stopping after this step ...")
+        elif time.time() > self.stopped_at + 1:  # sooner, it is one signal that came twice: timeout, srun
+            raise KeyboardInterrupt
 
-    def restore(self, state: dict) -> None:
-        self.rng.bit_generator.state, self.ended = json.loads(state["rng"]), state["ended"]
-        self.envs.set_attr("episode", [(start, actions.numpy()) for start, actions in state["episodes"]])
-        self.obs, self.running = state["obs"].numpy(), state["running"].numpy()
+    def set_status(self, status: str) -> None:
+        for i, folder in enumerate(self.folders):
+            now = {"seed": self.seeds[i], "started": self.started, "seconds": time.time() - self.started}
+            now |= {"pid": os.getpid(), "status": status if i in self.live else "diverged"}
+            part = folder / "config.json.part"
+            part.write_text(json.dumps(self.config | now, indent=1))
+            os.replace(part, folder / "config.json")
+
+    def place(self) -> str:
+        return f"{self.phase} step {self.env_step if self.phase == 'online' else self.offline_step:,}"
+
+    def moment(self) -> dict:
+        return {"phase": self.phase, "gradient_step": self.gradient_step, "env_step": self.env_step}
+
+    def write_values(self, i: int, moment: dict, values: dict[str, float]) -> None:
+        """Adds a seed's values to metrics.csv and TensorBoard, whose axis is updates offline, then steps."""
+        append(self.folders[i] / "metrics.csv", [[*moment.values(), *item] for item in values.items()])
+        online = moment["phase"] == "online"
+        step = self.offline_step + moment["env_step"] if online else moment["gradient_step"]
+        for name, value in values.items():
+            self.writers[i].add_scalar(name, value, step)
+
+    def between_steps(self, last_step: int, state: dict, replay: Replay, loops: list[Loop]) -> None:
+        """Logs, saves, stops and evaluates if it is due."""
+        step = self.env_step if self.phase == "online" else self.offline_step
+        stops = self.stop_signal  # read once: it may come at any time
+        if stops or step % self.args.log_every == 0:
+            self.drop_diverged(state)
+            self.log(loops)
+        if stops or time.time() - self.saved_at > 60 * self.args.checkpoint_every:
+            self.save(state, replay)
+        if stops:
+            raise KeyboardInterrupt
+        if step % self.args.eval_every == 0 or step == last_step:
+            self.drop_diverged(state)
+            self.evaluate(state)
+        if all(result.done() for result in self.pending.values()):
+            self.log_evaluation()
+
+    def log(self, loops: list[Loop]) -> None:
+        """Metrics of the last step, and the speed since the last log."""
+        step, now = self.offline_step + self.env_step, time.time()
+        metrics = {name: value.tolist() for loop in loops for name, value in loop.metrics.items()}
+        if metrics:
+            speed = (step - self.logged_step) / (now - self.logged_at)
+            metrics["speed/steps_per_second"] = [speed] * len(self.seeds)
+        self.logged_step, self.logged_at = step, now
+        for i in self.live:
+            self.write_values(i, self.moment(), {name: value[i] for name, value in metrics.items()})
+
+    def drop_diverged(self, state: dict) -> None:
+        """Gives up the seeds of which something is not finite; ends the run when none is left."""
+        leaves = [leaf.reshape(len(self.seeds), -1) for leaf in tree_leaves(state)]
+        finite = torch.stack([leaf.isfinite().all(1) for leaf in leaves]).all(0).tolist()
+        diverged = [i for i in self.live if not finite[i]]
+        for i in diverged:
+            self.live.remove(i)
+            tqdm.write(f"seed {self.seeds[i]} diverged before {self.place()}; its last checkpoint stays")
+        if not self.live:
+            raise SystemExit("error: no seed is left")
+
+    def evaluate(self, state: dict) -> None:
+        """Saves a checkpoint of each seed and evaluates it, beside training; one evaluation at a time."""
+        self.log_evaluation()
+        self.evaluated, self.seconds = self.moment(), round(time.time() - self.started, 1)
+        state = tree_map(Tensor.cpu, state)
+        for i in self.live:
+            path = self.folders[i] / "checkpoint.pt"
+            seed_state = tree_map(partial(torch.select_copy, dim=0, index=i), state)
+            save(path, self.config | self.evaluated | {"seed": self.seeds[i], "state": seed_state})
+            self.pending[i] = self.pool.submit(evaluate, path, self.args)
+
+    def log_evaluation(self) -> None:
+        """Waits for the evaluation under way, if there is one, and logs it."""
+        if not self.pending:
+            return
+        for i, pending in self.pending.items():
+            rows = pending.result()
+            if rows[:, 1].max() == EPISODE_LIMIT:
+                raise SystemExit(f"error: an evaluation episode reached the limit of {EPISODE_LIMIT:,} steps")
+            for episode, (episode_return, length, *_) in enumerate(rows.tolist()):
+                line = [*self.evaluated.values(), episode, episode_return, int(length), self.seconds]
+                append(self.folders[i] / "eval.csv", [line])
+            self.last_return[i], _, first_q, q_bias = rows.mean(0).tolist()
+            values = {"eval/return": self.last_return[i], "eval/first_q": first_q, "eval/q_bias": q_bias}
+            self.write_values(i, self.evaluated, values)
+        self.pending = {}
+        step = self.evaluated["env_step" if self.phase == "online" else "gradient_step"]
+        tqdm.write(f"{self.phase} {step:>9,}: {self.summary()}, {self.seconds / 60:.1f} min")
+
+    def summary(self) -> str:
+        """The last evaluation in words."""
+        returns = np.array([self.last_return[i] for i in self.live])
+        text = f"return {returns.mean():.0f}"
+        if len(returns) > 1:
+            text += f" +- {returns.std(ddof=1):.0f} over {len(returns)} seeds"
+        if self.scores:
+            low, high = self.scores
+            text += f", normalised score {100 * (returns.mean() - low) / (high - low):.1f}"
+        return text
+
+    def save(self, state: dict, replay: Replay) -> None:
+        """resume.pt: what --resume goes on from, and what collect_dataset.py --from-run reads."""
+        self.log_evaluation()
+        counters = ("phase", "offline_step", "env_step", "gradient_step", "live", "last_return")
+        logs = [folder / name for folder in self.folders for name in ("eval.csv", "metrics.csv")]
+        content = self.config | {
+            "progress": {name: getattr(self, name) for name in counters},
+            "seconds": time.time() - self.started,
+            "state": state,
+            "added": replay.added,
+            "rings": replay.rings[:, : replay.size].clone(),
+            "ends": torch.from_numpy(replay.ring_ends[:, : replay.size].copy()),
+            "random": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
+            "logs": {str(path.relative_to(self.folder)): path.stat().st_size for path in logs},
+        }
+        save(self.folders[0] / "resume.pt", content)
+        self.saved_at = time.time()
+
+    def restore(self, replay: Replay) -> None:
+        """Puts back what `save` saved, but for the state, from which main starts; nothing in a new run."""
+        if not self.saved:
+            return
+        size = self.saved["rings"].shape[1]
+        replay.rings[:, :size] = self.saved["rings"].to(replay.rows.device)
+        replay.ring_ends[:, :size] = self.saved["ends"].numpy()
+        replay.added = self.saved["added"]
+        replay.size.fill_(size)
+        if size:
+            last = replay.ring_ends[:, (replay.added - 1) % replay.capacity]
+            last[last == 0] = 2  # its episode does not go on
+        torch.set_rng_state(self.saved["random"][0])
+        for number, random_state in enumerate(self.saved["random"][1 : 1 + torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(random_state, number)
+        for name, size in self.saved["logs"].items():
+            os.truncate(self.folder / name, size)
+
+    def report(self, *next_command: str) -> None:
+        """The last lines of a run; exit status 1 if a seed diverged."""
+        print(f"finished in {(time.time() - self.started) / 60:.1f} min: {self.summary()}")
+        print("next:", shlex.join(next_command))
+        if len(self.live) < len(self.seeds):
+            raise SystemExit("error: some seeds diverged; their last checkpoints are kept")
 
 
-def train_online(agent: Agent, table: ReplayTable, run: Run, args: Args) -> None:
-    """Act, launch the update, step the environments while the device works, store; evaluate in between."""
-    pretrained = bool(run.config["checkpoint"] or getattr(args, "offline_steps", 0))
-    run.phase, run.env_step = "online", 0
-    collector = Collector(args, run.seeds)
-    updates = update_loop(agent, table, args, args.online_steps * args.updates_per_step, args.updates_per_step)
-    acting, reference = Acting(agent, agent.shape, args, run.device), copy.deepcopy(agent)
-    share = 0.5 if args.offline_ratio is None else args.offline_ratio
-    share_end = share if args.offline_ratio_end is None else args.offline_ratio_end
-    table.offline_share.fill_(share)
-    anneal = getattr(args, "anneal", "none")  # not every objective has a coefficient to anneal
-    if anneal == "abrupt":
-        agent.annealed.fill_(1)
-    loops = [updates, acting.loop]
-    cut = run.restore(agent, reference, table, loops)
-    if cut:
-        collector.restore(cut)
-    first = run.env_step
-    progress = tqdm(total=args.online_steps, initial=first, unit=" steps", desc="online", mininterval=1)
-    for step in range(first, args.online_steps + 1):
-        run.env_step = step
-        if step > first or not cut:  # else evaluated and kept already
-            if step % args.eval_every == 0 or step == args.online_steps:
-                metrics = updates.read() | acting.loop.read() | diagnose(agent, reference, table, args)
-                run.evaluator.start(agent, metrics | collector.read())
-            if run.evaluator.finish(wait=False):
-                progress.set_postfix_str(f"return {run.last.mean():.0f}")
-            run.keep(agent, reference, table, loops, collector.state)
-        if step == args.online_steps:
-            break
-        action = collector.random_action() if step < args.warmup_steps and not pretrained else acting(collector.obs)
-        if step >= args.warmup_steps and (table.replay == "append" or table.added >= args.batch_size):
-            table.offline_share.fill_(share + (share_end - share) * step / args.online_steps)
-            if anneal == "linear":
-                agent.annealed.fill_(step / args.online_steps)
-            updates()
-            run.gradient_step += args.updates_per_step
-        collector.step(action, table)
-        progress.update()
-    progress.close()
-    collector.envs.close()
+def train_online(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run, random_steps: int) -> None:
+    """Act, update while the device works, step, store; the first `random_steps` actions are uniform."""
+    args, run.phase, first_step = run.args, "online", run.env_step
+    updates = update_loop(algorithm, state, replay, args, args.online_steps * args.updates_per_step)
+    collector = Collector(algorithm, state, replay, args, first_step)
+    loops, first_update = [updates, collector.loop], first_online_update(args, replay.num_offline)
+    if args.offline_ratio is not None and replay.num_offline:
+        replay.offline_ratio = torch.tensor(args.offline_ratio, device=replay.rows.device)
+    run.between_steps(args.online_steps, state, replay, loops)
+    bar = {"desc": "online", "initial": first_step, "total": args.online_steps, "disable": None}
+    with closing(collector.envs):
+        for step in tqdm(range(first_step, args.online_steps), **bar):
+            action = collector.act()
+            if step < random_steps:
+                action = 2 * torch.rand(action.shape).numpy() - 1
+            if step >= first_update:
+                anneal(args, state, replay, (step + 1) / args.online_steps)
+                updates(run.gradient_step + 1, args.updates_per_step)
+                run.gradient_step += args.updates_per_step
+            ended = collector.step(action)
+            run.env_step += 1
+            for i in ended.keys() & run.live:
+                run.write_values(i, run.moment(), ended[i])
+            run.between_steps(args.online_steps, state, replay, loops)
+    run.log_evaluation()
+
+
+def anneal(args: Args, state: dict, replay: Replay, progress: float) -> None:
+    """Sets what changes along the online steps; `progress` is their share up to this one, 0 when offline."""
+    if "progress" in state:
+        state["progress"].fill_(progress)
+    if args.offline_ratio_end is not None and replay.num_offline:
+        change = args.offline_ratio_end - args.offline_ratio
+        replay.offline_ratio.fill_(args.offline_ratio + change * progress)
+
+
+def first_online_update(args: Args, num_offline: int) -> int:
+    """The environment step of the first update; before it there is no batch."""
+    alike = num_offline > 0 and args.offline_ratio is None
+    return args.warmup_steps if alike else max(args.warmup_steps, args.batch_size)
+
+
+def train_offline(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run) -> None:
+    """--offline-steps updates on the dataset, several a call, with evaluations in between."""
+    args = run.args
+    updates = update_loop(algorithm, state, replay, args, args.offline_steps)
+    run.between_steps(args.offline_steps, state, replay, [updates])
+    with tqdm(desc="offline", initial=run.offline_step, total=args.offline_steps, disable=None) as bar:
+        while run.offline_step < args.offline_steps:
+            step = run.offline_step
+            pauses = UPDATES_PER_CALL, args.log_every, args.eval_every
+            count = min(args.offline_steps - step, *(every - step % every for every in pauses))
+            updates(step + 1, count)
+            run.offline_step += count
+            run.gradient_step += count
+            run.between_steps(args.offline_steps, state, replay, [updates])
+            bar.update(count)
+    run.log_evaluation()
+
+
+def pick_device(args: Args) -> str:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda: there is no CUDA device here; use --device cpu or auto")
+    return "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def read_resume(args: Args) -> tuple[Args, dict | None]:
+    """The options and the state of the run that --resume names."""
+    if args.resume is None:
+        return args, None
+    if args != Args(resume=args.resume):
+        fail("--resume goes on with the run's own options; leave out all others")
+    named = Path(args.resume).resolve()
+    files = [*named.glob("resume.pt"), *named.glob("seed*/resume.pt")]
+    if len(files) != 1:
+        fail(f"--resume {args.resume}: {len(files)} runs to resume are there; name the folder of one")
+    saved = load("--resume", files[0], "progress")
+    if saved["script"] != SCRIPT:
+        fail(f"--resume {args.resume}: is a run of {saved['script']}.py")
+    if json.loads(files[0].with_name("config.json").read_text())["status"] == "finished":
+        fail(f"--resume {args.resume}: this run is finished; resume.pt is kept for its transitions")
+    return Args(**saved["args"]), saved | {"folder": files[0].parents[1]}
+
+
+def online_dataset(args: Args, env: Adapter, source: dict | None) -> Dataset | None:
+    """The logged data of an online phase: --dataset, or what the checkpoint was trained on; None for none."""
+    if args.offline_ratio == 0 and not args.offline_ratio_end:
+        if args.dataset:
+            fail(f"--dataset {args.dataset}: --offline-ratio 0 uses no logged data")
+        return None
+    if source is None and args.dataset is None and args.offline_ratio is None:
+        return None
+    if source is None or args.dataset:
+        return load_dataset(args, env)
+    trained_on = source["dataset"]
+    if not trained_on:
+        fail(f"--dataset is needed, or --offline-ratio 0: {source['run']} was trained without data")
+    dataset = load_dataset(replace(args, dataset=trained_on["source"]), env)
+    if dataset.description["fingerprint"] != trained_on["fingerprint"]:
+        fail(f"--dataset {trained_on['source']}: has changed since the pretraining; name it to use it")
+    return dataset
+
+
+def check_phases(args: Args, of_checkpoint: tuple[str, ...]) -> None:
+    """Ends with one line if the phases' options contradict each other; a checkpoint decides some of them."""
+    if not args.offline_steps and not args.online_steps:
+        fail("--offline-steps 0: there is nothing to do without --online-steps")
+    if args.offline_steps and args.checkpoint:
+        fail(f"--checkpoint {args.checkpoint}: is continued online; say --offline-steps 0 and --online-steps")
+    for name in (field.name for field in fields(args)):
+        option, value = f"--{name.replace('_', '-')}", getattr(args, name)
+        if not args.offline_steps and name in of_checkpoint and value != getattr(Args, name):
+            fail(f"{option} {value}: the checkpoint decides that")
+        if not args.online_steps and name.endswith("_end") and value is not None:
+            fail(f"{option} {value}: needs --online-steps, which it anneals over")
+
+
+def check_online_args(args: Args, num_offline: int) -> None:
+    """Ends with one line if options of the online phase contradict each other."""
+    if args.offline_ratio_end is not None and args.offline_ratio is None:
+        fail(f"--offline-ratio-end {args.offline_ratio_end}: needs an --offline-ratio to start from")
+    first = first_online_update(args, num_offline)
+    if first >= args.online_steps or args.batch_size > num_offline + args.replay_capacity:
+        fail(f"--online-steps {args.online_steps}: no update would be made, the first is due at step {first}")
 
 
 def main(args: Args) -> None:
-    # Checks
+    # Start and data
     args, saved = read_resume(args)
-    obs_dim, low, high = check_args(args)
-    if args.checkpoint and args.offline_steps:
-        fail(f"--checkpoint {args.checkpoint}: is continued online; say --offline-steps 0 and --online-steps")
-    if args.updates_per_step % args.policy_updates_per_step:
-        options = f"--policy-updates-per-step {args.policy_updates_per_step}"
-        fail(f"{options}: must divide --updates-per-step {args.updates_per_step}")
-    if args.gamma == 1:
-        fail("--gamma 1: must be below 1; V is held within the data's extreme rewards / (1 - gamma)")
-    agent, source = None, None
-    if args.offline_steps == 0:
-        if not saved:
-            refuse_other_families(args)
-        agent, source = load_checkpoints(args, obs_dim, len(low), saved)
-        args.policy_delay = Args.policy_delay  # of the offline phase: it would only be in the run's name
-    num_critics = agent.critic.num_critics if agent else args.num_critics
-    if args.subset_size > num_critics:
-        fail(f"--subset-size {args.subset_size}: there are {num_critics} critics (--num-critics)")
-    trained_on = source and source["dataset"]
-    replay = check_replay(args, has_data=bool(args.offline_steps or args.dataset or trained_on))
-    args.dataset = args.dataset or (trained_on and trained_on["source"])
-    dataset = load_dataset(args, obs_dim, low, high) if args.offline_steps or replay != "online" else None
-    if args.offline_steps and not dataset.rows[:, obs_dim + len(low)].any():
-        fail(f"--dataset {dataset.source}: all its rewards are 0")
-    run = Run(args, dataset, source, saved)
+    check_phases(args, ("num_critics", "layer_norm", "hidden_dim"))
+    check_args(args)
+    env, device = open_env(args.env), pick_device(args)
+    states, source = [], None
+    if saved:
+        source = saved["checkpoint"]
+    elif args.offline_steps == 0:
+        states, source = load_checkpoints(args, env)
+    dataset = load_dataset(args, env) if args.offline_steps else online_dataset(args, env, source)
+    if args.online_steps:
+        check_online_args(args, len(dataset.rows) if dataset else 0)
 
     # Agent and replay
-    run.describe(dataset)
+    shape = {"obs_dim": env.observation_space.shape[0], "action_dim": env.action_space.shape[0]}
+    shape |= {name: getattr(args, name) for name in ("hidden_dim", "num_critics", "layer_norm")}
+    if source:
+        shape = source["shape"]
+    algorithm, run = ALGORITHM(args, **shape), Run(args, shape, dataset, source, saved)
+    replay = Replay(args, shape, dataset, min(args.replay_capacity, args.online_steps), device)
+    if args.offline_steps and not saved:
+        scales = algorithm.from_data(dataset.rows)
+        states = [algorithm.init(seed) | scales for seed in run.seeds]
+    state = on_device(saved, states, device)
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA
-    if agent is None:
-        agent = Agent(run.seeds, obs_dim, len(low), args.hidden_dim, args.num_critics, args.layer_norm)
-        _, action, reward, _ = np.split(dataset.rows, [obs_dim, obs_dim + len(low), obs_dim + len(low) + 1], 1)
-        set_scales(agent, action, reward, args.gamma)
-    agent = agent.to(run.device)
-    capacity = min(args.replay_capacity, args.online_steps)
-    table = ReplayTable(dataset and dataset.rows, args.num_seeds, agent.shape, capacity, "append", run.device)
 
     # Training
-    with run.recording():
-        if args.offline_steps and not (saved and saved["phase"] == "online"):  # else it was over before the cut
-            train_offline(agent, table, run, args)
+    with run:
+        run.restore(replay)
+        if run.phase == "offline" and args.offline_steps:
+            train_offline(algorithm, state, replay, run)
         if args.online_steps:
-            table.replay = replay
-            args.policy_delay = args.updates_per_step // args.policy_updates_per_step
-            train_online(agent, table, run, args)
+            args.policy_delay = args.updates_per_step // args.policy_updates_per_step  # of the online phase
+            train_online(algorithm, state, replay, run, random_steps=0)
+    if args.keep_replay:
+        run.save(state, replay)
     if args.online_steps:
-        print(f"next: python plot_curves.py {args.runs_dir}")
+        run.report("python", "plot_curves.py", args.runs_dir)
     else:
-        print(next_command("o3f_select.py --offline-steps 0 --online-steps 20000", run, args))
+        online = ["--offline-steps", "0", "--online-steps", "100000", "--checkpoint", str(run.folder)]
+        run.report("python", f"{SCRIPT}.py", *online, "--env", args.env, "--runs-dir", args.runs_dir)
 
 
 if __name__ == "__main__":

@@ -332,7 +332,7 @@ class SAC:
 ALGORITHM, FAMILY = SAC, "sac"  # the family of checkpoints that fit each other
 # ---- plumbing: the same text in every script ---------------------------------------------------------
 
-SCRIPT, BUNDLED = Path(__file__).stem, Path(__file__).resolve().parent / "datasets"
+SCRIPT, BUNDLED = Path(__file__).stem, (Path(__file__).resolve().parent / "datasets").resolve()
 FORMAT = 2  # of checkpoint.pt and resume.pt; files of the first format name none
 DEFAULT_DATASETS = {"Hopper": "hopper/medium-replay-v0"}  # what --dataset is when it is not given
 D4RL_SCORES = {  # returns of a random and of an expert policy (Fu et al. 2020, arXiv 2004.07219)
@@ -595,6 +595,10 @@ class Replay:
             num_offline = (self.offline_ratio * batch_size).round()
             offline = torch.arange(batch_size, device=number.device) < num_offline
             number = torch.where(offline, number % self.num_offline, number % self.size + self.starts)
+        return self.gather(number)
+
+    def gather(self, number: Tensor) -> Batch:
+        """The rows of these numbers (S, B)."""
         obs, action, reward, next_obs, terminated = self.rows[number].split(self.columns, -1)
         return Batch(obs, action, reward[..., 0], next_obs, terminated[..., 0])
 
@@ -1039,6 +1043,24 @@ class Run:
             raise SystemExit("error: some seeds diverged; their last checkpoints are kept")
 
 
+def train_offline(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run) -> None:
+    """--offline-steps updates on the dataset, several a call, with evaluations in between."""
+    args = run.args
+    updates = update_loop(algorithm, state, replay, args, args.offline_steps)
+    run.between_steps(args.offline_steps, state, replay, [updates])
+    with tqdm(desc="offline", initial=run.offline_step, total=args.offline_steps, disable=None) as bar:
+        while run.offline_step < args.offline_steps:
+            step = run.offline_step
+            pauses = UPDATES_PER_CALL, args.log_every, args.eval_every
+            count = min(args.offline_steps - step, *(every - step % every for every in pauses))
+            updates(step + 1, count)
+            run.offline_step += count
+            run.gradient_step += count
+            run.between_steps(args.offline_steps, state, replay, [updates])
+            bar.update(count)
+    run.log_evaluation()
+
+
 def pick_device(args: Args) -> str:
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: there is no CUDA device here; use --device cpu or auto")
@@ -1061,24 +1083,6 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     if json.loads(files[0].with_name("config.json").read_text())["status"] == "finished":
         fail(f"--resume {args.resume}: this run is finished; resume.pt is kept for its transitions")
     return Args(**saved["args"]), saved | {"folder": files[0].parents[1]}
-
-
-def train_offline(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run) -> None:
-    """--offline-steps updates on the dataset, several a call, with evaluations in between."""
-    args = run.args
-    updates = update_loop(algorithm, state, replay, args, args.offline_steps)
-    run.between_steps(args.offline_steps, state, replay, [updates])
-    with tqdm(desc="offline", initial=run.offline_step, total=args.offline_steps, disable=None) as bar:
-        while run.offline_step < args.offline_steps:
-            step = run.offline_step
-            pauses = UPDATES_PER_CALL, args.log_every, args.eval_every
-            count = min(args.offline_steps - step, *(every - step % every for every in pauses))
-            updates(step + 1, count)
-            run.offline_step += count
-            run.gradient_step += count
-            run.between_steps(args.offline_steps, state, replay, [updates])
-            bar.update(count)
-    run.log_evaluation()
 
 
 def main(args: Args) -> None:

@@ -251,6 +251,8 @@ class SAC:
         self.target_entropy = -action_dim if args.target_entropy is None else args.target_entropy
         if args.critic_subset > num_critics:
             fail(f"--critic-subset {args.critic_subset}: there are {num_critics} critics")
+        if args.num_candidates == 0 and (args.optimism or args.candidate_std != Args.candidate_std):
+            fail("--optimism and --candidate-std: have no effect with --num-candidates 0")
         batch = (args.batch_size, action_dim)
         self.update_noise = {"next_action": batch, "action": batch}
         if args.critic_subset:
@@ -370,7 +372,7 @@ class SAC:
 ALGORITHM, FAMILY = SAC, "sac"  # the family of checkpoints that fit each other
 # ---- plumbing: the same text in every script ---------------------------------------------------------
 
-SCRIPT, BUNDLED = Path(__file__).stem, Path(__file__).resolve().parent / "datasets"
+SCRIPT, BUNDLED = Path(__file__).stem, (Path(__file__).resolve().parent / "datasets").resolve()
 FORMAT = 2  # of checkpoint.pt and resume.pt; files of the first format name none
 DEFAULT_DATASETS = {"Hopper": "hopper/medium-replay-v0"}  # what --dataset is when it is not given
 D4RL_SCORES = {  # returns of a random and of an expert policy (Fu et al. 2020, arXiv 2004.07219)
@@ -632,6 +634,10 @@ class Replay:
             num_offline = (self.offline_ratio * batch_size).round()
             offline = torch.arange(batch_size, device=number.device) < num_offline
             number = torch.where(offline, number % self.num_offline, number % self.size + self.starts)
+        return self.gather(number)
+
+    def gather(self, number: Tensor) -> Batch:
+        """The rows of these numbers (S, B)."""
         obs, action, reward, next_obs, terminated = self.rows[number].split(self.columns, -1)
         return Batch(obs, action, reward[..., 0], next_obs, terminated[..., 0])
 
@@ -1205,8 +1211,6 @@ def online_dataset(args: Args, env: Adapter, source: dict | None) -> Dataset | N
 
 def check_online_args(args: Args, num_offline: int) -> None:
     """Ends with one line if options of the online phase contradict each other."""
-    if args.num_candidates == 0 and (args.optimism or args.candidate_std != Args.candidate_std):
-        fail("--optimism and --candidate-std: have no effect with --num-candidates 0")
     if args.offline_ratio_end is not None and args.offline_ratio is None:
         fail(f"--offline-ratio-end {args.offline_ratio_end}: needs an --offline-ratio to start from")
     first = first_online_update(args, num_offline)
