@@ -1324,9 +1324,6 @@ def main(args: Args) -> None:
     replay = Replay(args, shape, dataset, min(args.replay_capacity, args.online_steps), device)
     if not states:
         states = [algorithm.init(seed) for seed in run.seeds]
-    if args.offline_steps:
-        statistics = algorithm.from_data(dataset.rows, dataset.ends)
-        states = [state | statistics for state in states]
     state = on_device(saved, states, device)
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA

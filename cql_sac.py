@@ -29,7 +29,7 @@ stepped critics; SAC's entropy term in y: alpha' = 0 is SAC; one alpha' for all 
 more conservative (O3F: less); O3F's candidates, which this critic pushes down, are not offered; --calibrated
 has no max-target backup, and known returns alone bound: the clock cut off at most 1% of their weight.
 
-    python cql_sac.py --offline-steps 2000 --eval-every 1000    four minutes on one CPU core: return about 240
+    python cql_sac.py --offline-steps 2000 --eval-every 1000    four minutes on one CPU core: return about 320
     python cql_sac.py --num-seeds 10 --online-steps 50000       in full (a GPU is advised)
 """
 
