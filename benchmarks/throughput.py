@@ -33,14 +33,14 @@ import cql_sac  # noqa: E402
 import iql  # noqa: E402
 import o3f_select  # noqa: E402
 import sac_scratch as sac  # noqa: E402
-import td3_bc  # noqa: E402
+import td3_c  # noqa: E402
 
 
 @dataclass
 class Args:
     algorithm: Literal["sac", "td3_bc", "cql_sac", "iql", "awac", "o3f_select"] = "sac"  # sac: sac_scratch.py
     env: str = "Hopper-v4"  # Gymnasium id
-    num_seeds: int = 1  # seeds of the stacked script; the plain version has one
+    num_seeds: int = 1  # seeds of the script; the plain version has one
     device: str = "cpu"  # cpu or cuda
     updates: int = 100  # updates (and environment steps) a turn
     updates_per_step: int = 1  # updates an online step (O3F: 20)
@@ -91,7 +91,7 @@ class PlainSAC:
         return x.tanh(), (normal.log_prob(x) - 2 * (math.log(2) - x - F.softplus(-2 * x))).sum(-1)
 
     def update(self, rows: np.ndarray, sizes: list[int]) -> None:
-        obs, action, reward, next_obs, terminated, _ = draw(rows, sizes, self.device)
+        obs, action, reward, next_obs, terminated = draw(rows, sizes, self.device)
         alpha = self.log_alpha.exp().detach()
         with torch.no_grad():
             next_action, log_prob = self.sample(next_obs)
@@ -150,7 +150,7 @@ class PlainTD3BC:
         return (action + 0.1 * torch.randn_like(action)).clamp(-1, 1)
 
     def update(self, rows: np.ndarray, sizes: list[int]) -> None:
-        obs, action, reward, next_obs, terminated, _ = draw(rows, sizes, self.device)
+        obs, action, reward, next_obs, terminated = draw(rows, sizes, self.device)
         with torch.no_grad():
             noise = (0.2 * torch.randn_like(action)).clamp(-0.5, 0.5)
             x = torch.cat([next_obs, (self.target_actor(next_obs).tanh() + noise).clamp(-1, 1)], 1)
@@ -189,7 +189,7 @@ class PlainAWAC:
         descend(self.actor_adam, -(weight * self.policy(obs).log_prob(action).sum(1, keepdim=True)).mean())
 
     def update(self, rows: np.ndarray, sizes: list[int]) -> None:
-        obs, action, reward, next_obs, terminated, _ = draw(rows, sizes, self.device)
+        obs, action, reward, next_obs, terminated = draw(rows, sizes, self.device)
         with torch.no_grad():
             x = torch.cat([next_obs, self.act(next_obs)], 1)
             target = reward + 0.99 * (1 - terminated) * torch.min(self.t1(x), self.t2(x))
@@ -212,7 +212,7 @@ class PlainIQL(PlainAWAC):
         self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.actor_adam, 100_000)
 
     def update(self, rows: np.ndarray, sizes: list[int]) -> None:
-        obs, action, reward, next_obs, terminated, _ = draw(rows, sizes, self.device)
+        obs, action, reward, next_obs, terminated = draw(rows, sizes, self.device)
         x = torch.cat([obs, action], 1)
         with torch.no_grad():
             data_q = torch.min(self.t1(x), self.t2(x))
@@ -263,7 +263,7 @@ class PlainO3F:
         return torch.min(*(self.t_critics[i](x) for i in subset))
 
     def update(self, rows: np.ndarray, sizes: list[int], policy_turn: bool = True) -> None:
-        obs, action, reward, next_obs, terminated, _ = draw(rows, sizes, self.device)
+        obs, action, reward, next_obs, terminated = draw(rows, sizes, self.device)
         noise = torch.randn(2, len(obs), 2 * action.shape[1], device=self.device)
         x, subset = torch.cat([obs, action], 1), np.random.choice(5, 2, replace=False)
         with torch.no_grad():
@@ -290,66 +290,42 @@ class PlainO3F:
         move(list(self.t_actor.parameters()), list(self.actor.parameters()))
 
 
-SCRIPTS = {"sac": (sac, PlainSAC), "td3_bc": (td3_bc, PlainTD3BC), "cql_sac": (cql_sac, PlainCQL)}
+SCRIPTS = {"sac": (sac, PlainSAC), "td3_bc": (td3_c, PlainTD3BC), "cql_sac": (cql_sac, PlainCQL)}
 SCRIPTS |= {"iql": (iql, PlainIQL), "awac": (awac, PlainAWAC), "o3f_select": (o3f_select, PlainO3F)}
+OPTIONS = {"td3_bc": {"alpha": 2.5}}  # td3_c.py's arm with the loss of td3_bc.py, which has no online phase
 
 
-def second_house(args: Args, compile: str, layer_norm: bool, rows: np.ndarray, obs_dim: int, action_dim: int):
-    """The same pair for sac_scratch.py, which is written for one seed and vmapped."""
-    options = sac.Args(env=args.env, num_seeds=args.num_seeds, compile=compile, layer_norm=layer_norm)
-    shape = {"obs_dim": obs_dim, "action_dim": action_dim, "hidden_dim": 256, "num_critics": 2}
-    algorithm = sac.SAC(options, layer_norm=layer_norm, **shape)
-    state = sac.on_device(None, [algorithm.init(seed) for seed in range(args.num_seeds)], args.device)
-    dataset = sac.Dataset(rows[:, :-1].copy(), np.zeros(len(rows), np.uint8), {})
-    replay = sac.Replay(options, shape, dataset, 100_000, args.device)
-    loop = sac.update_loop(algorithm, state, replay, options, total=10**9)
-    collector = sac.Collector(algorithm, state, replay, options, 0)
+def ours(args: Args, compile: str, layer_norm: bool, rows: np.ndarray, obs_dim: int, action_dim: int):
+    """(offline updates, one online step) of all seeds of the script; on CUDA ten updates a call, as train_offline."""
+    script = SCRIPTS[args.algorithm][0]
+    options = script.Args(
+        env=args.env, num_seeds=args.num_seeds, compile=compile, **OPTIONS.get(args.algorithm, {})
+    )
+    num_critics = 5 if script is o3f_select else 2
+    shape = {"obs_dim": obs_dim, "action_dim": action_dim, "hidden_dim": 256, "num_critics": num_critics}
+    shape |= (
+        {"network": "layernorm" if layer_norm else "relu"} if script is td3_c else {"layer_norm": layer_norm}
+    )
+    algorithm = script.ALGORITHM(options, **shape)
+    states = [algorithm.init(seed) for seed in range(args.num_seeds)]
+    if script is o3f_select:
+        states = [state | algorithm.from_data(rows) for state in states]
+    state = script.on_device(None, states, args.device)
+    dataset = script.Dataset(rows, np.zeros(len(rows), np.uint8), {})
+    replay = script.Replay(options, shape, dataset, 100_000, args.device)
+    offline = script.update_loop(algorithm, state, replay, options, total=10**9)
+    if script is o3f_select:  # online, one policy update a step
+        options.policy_delay = args.updates_per_step
+    online = script.update_loop(algorithm, state, replay, options, total=10**9)
+    collector = script.Collector(algorithm, state, replay, options, 0)
 
     def updates() -> None:
-        loop(1, 10 if args.device == "cuda" else 1)
+        offline(1, 10 if args.device == "cuda" else 1)
 
     def online_step() -> None:
         action = collector.act()
-        loop(1, args.updates_per_step)
+        online(1, args.updates_per_step)
         collector.step(action)
-
-    return updates, online_step
-
-
-def stacked(args: Args, compile: str, layer_norm: bool, rows: np.ndarray, obs_dim: int, action_dim: int):
-    """(offline updates, one online step) of all seeds of the script; on CUDA ten updates a call, as train_offline."""
-    if args.algorithm == "sac":
-        return second_house(args, compile, layer_norm, rows, obs_dim, action_dim)
-    seeds, script = list(range(1, args.num_seeds + 1)), SCRIPTS[args.algorithm][0]
-    options = script.Args(env=args.env, num_seeds=args.num_seeds, compile=compile)
-    if script is cql_sac:
-        options.cql_alpha = 5.0
-    agent = script.Agent(seeds, obs_dim, action_dim, 256, options.num_critics, layer_norm)
-    if script is o3f_select:
-        script.set_scales(
-            agent, rows[:, obs_dim : obs_dim + action_dim], rows[:, obs_dim + action_dim], options.gamma
-        )
-    agent = agent.to(args.device)
-    table = script.ReplayTable(rows, args.num_seeds, agent.shape, 100_000, "append", args.device)
-    updates = script.update_loop(
-        agent, table, options, total=10**9, repeat=10 if args.device == "cuda" else 1
-    )
-    online_updates = updates
-    if args.updates_per_step > 1 or args.device == "cuda":
-        if script is o3f_select:  # online, one policy update a step
-            options.policy_delay = args.updates_per_step
-        online_updates = script.update_loop(agent, table, options, total=10**9, repeat=args.updates_per_step)
-    acting = script.Acting(agent, agent.shape, options, args.device)
-    envs = script.make_envs(args.env, seeds)
-    obs, _ = envs.reset(seed=seeds)
-
-    def online_step() -> None:
-        nonlocal obs
-        action = acting(obs)
-        online_updates()
-        next_obs, reward, terminated, truncated, _ = envs.step(action)
-        table.add(obs, action, reward, next_obs, terminated, truncated)
-        obs = next_obs
 
     return updates, online_step
 
@@ -357,7 +333,7 @@ def stacked(args: Args, compile: str, layer_norm: bool, rows: np.ndarray, obs_di
 def plain(args: Args, rows: np.ndarray, obs_dim: int, action_dim: int):
     """The same pair for the plain version."""
     agent = SCRIPTS[args.algorithm][1](obs_dim, action_dim, args.device)
-    env, sizes = sac.make_env(args.env), [obs_dim, action_dim, 1, obs_dim, 1, 1]
+    env, sizes = sac.make_env(args.env), [obs_dim, action_dim, 1, obs_dim, 1]
     obs, _ = env.reset(seed=1)
 
     def online_step() -> None:
@@ -380,22 +356,22 @@ def main(args: Args) -> None:
     env = sac.make_env(args.env)
     obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
     rng = np.random.default_rng(0)
-    rows = rng.normal(size=(50_000, 2 * obs_dim + action_dim + 3)).astype(np.float32).clip(-1, 1)
-    rows[:, -2:] = 0
+    rows = rng.normal(size=(50_000, 2 * obs_dim + action_dim + 2)).astype(np.float32).clip(-1, 1)
+    rows[:, -1] = 0
     data = rows, obs_dim, action_dim
     variants = {
         "plain PyTorch, eager": (plain(args, *data), 1),
-        "stacked, eager": (stacked(args, "off", False, *data), args.num_seeds),
-        "stacked, compiled": (stacked(args, "on", False, *data), args.num_seeds),
-        f"stacked, compiled, {'TD3-C networks' if args.algorithm == 'td3_bc' else 'LayerNorm critics'}": (
-            stacked(args, "on", True, *data),
+        "vmapped, eager": (ours(args, "off", False, *data), args.num_seeds),
+        "vmapped, compiled": (ours(args, "on", False, *data), args.num_seeds),
+        f"vmapped, compiled, {'TD3-C networks' if args.algorithm == 'td3_bc' else 'LayerNorm critics'}": (
+            ours(args, "on", True, *data),
             args.num_seeds,
         ),
     }
     rates = {name: ([], []) for name in variants}
     for turn in range(args.turns + 1):  # the first turn warms up
         for name, (functions, _) in variants.items():
-            per_call = 10 if args.device == "cuda" and name.startswith("stacked") else 1, 1
+            per_call = 10 if args.device == "cuda" and name.startswith("vmapped") else 1, 1
             for function, count, found in zip(functions, per_call, rates[name], strict=True):
                 start = time.perf_counter()
                 for _ in range(args.updates // count):
