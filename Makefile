@@ -5,22 +5,22 @@ export OMP_NUM_THREADS ?= 1
 
 DEMO = --runs-dir runs/demo --overwrite --eval-every 2000
 READY = .venv/requirements.stamp
-READY_RAY = .venv/requirements-ray.stamp
+READY_DEV = .venv/requirements-dev.stamp
 
-.PHONY: help demo test check
+.PHONY: help demo test test-slow check
 help:
 	@echo "make demo    pretrain, train from scratch, finetune twice, plot: about 6 minutes, curves in runs/demo"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests; make test-slow: those that take long, Ray among them"
 	@echo "make check   formatting, lint, tests"
-	@echo "Each makes .venv with \$$(PYTHON) = $(PYTHON) and installs requirements.txt first (tests: and requirements-ray.txt)."
+	@echo "Each makes .venv with \$$(PYTHON) = $(PYTHON) and installs requirements.txt first (tests: requirements-dev.txt)."
 
 $(READY): requirements.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-$(READY_RAY): $(READY) requirements-ray.txt
-	.venv/bin/python -m pip install --quiet -r requirements-ray.txt
+$(READY_DEV): $(READY) requirements-dev.txt
+	.venv/bin/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
 demo: $(READY)
@@ -30,10 +30,14 @@ demo: $(READY)
 	.venv/bin/python online_finetune_sac.py $(DEMO) --online-steps $(ONLINE_STEPS) --q-filter-percentile 25
 	.venv/bin/python plot_curves.py runs/demo
 
-test: $(READY_RAY)
+test: $(READY_DEV)
 	.venv/bin/python -m pytest -n 2
 
-check: $(READY_RAY)
+test-slow: $(READY_DEV)
+	.venv/bin/python -m pip install --quiet -r requirements-ray.txt
+	.venv/bin/python -m pytest -m slow
+
+check: $(READY_DEV)
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -n 2

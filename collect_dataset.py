@@ -1,6 +1,7 @@
 """Make a Minari dataset: of a policy's episodes, of what a run collected, of other datasets, of a D4RL file.
 
---policy    Uniformly random actions, or a checkpoint's: drawn (D4RL's convention), deterministic or noisy.
+--policy    Uniformly random actions, or those of a checkpoint of any training script beside this file: drawn
+            (D4RL's convention; the policies of TD3 and LAPO have no distribution), deterministic or noisy.
             Exactly --steps transitions; the episode that they end in counts as truncated. Episode k's reset
             seed and noise follow from (--seed, k). Several run side by side, for one batched call of the
             policy, but are kept in the order of k: stopping favours neither short episodes nor long ones.
@@ -34,26 +35,38 @@ import re
 import shlex
 import shutil
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, NoReturn
+from typing import Annotated, Literal, NamedTuple
 
 import gymnasium as gym
 import minari
 import numpy as np
-import torch
-import torch.nn.functional as F
 import tyro
+from minari.dataset.minari_storage import MinariStorage
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 from tqdm import tqdm
 
-LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # CleanRL's range of the policy's log standard deviation
+# Same name, same text in every training script: it does not matter of which one this is taken.
+from offline_pretrain_sac import (
+    BUNDLED,
+    D4RL_SCORES,
+    ROUNDING,
+    Adapter,
+    fail,
+    load,
+    make_env,
+    read_hdf5,
+    read_minari,
+    task_of,
+    to_vector,
+)
+from watch_policy import Policy, checkpoints_in, load_policy
+
 NUM_ENVS = 8  # episodes side by side; another number gives the same ones, but for rounding
 DEFAULT_STEPS = 100_000
 
@@ -72,84 +85,14 @@ class Args:
     convert: str | None = None  # D4RL .hdf5 file
     # what is taken
     steps: Count | None = None  # transitions to write; default: 100,000, of a run and of a D4RL file all
-    env_id: Annotated[str | None, tyro.conf.arg(name="env")] = None
-    """Gymnasium id; module:Id-v0 imports the module first. Default: the source's; Hopper-v4 for random"""
-    data_seed: Annotated[Whole, tyro.conf.arg(name="seed")] = 1  # of starts, noise and drawn episodes
+    env: str | None = None  # Gymnasium id or module:Id-v0; default: the source's; Hopper-v4 for random
+    seed: Whole = 1  # of starts, noise and drawn episodes
     # actions of a checkpoint
     actions: Literal["stochastic", "deterministic", "noisy"] = "stochastic"  # noisy: deterministic plus noise
     noise_std: NonNegative = 0.1  # of noisy actions, in units of actions in [-1, 1]; the sum is clipped
 
 
-def mlp(params: dict[str, Tensor], x: Tensor, layer_norm: bool = False) -> Tensor:
-    """(..., in) -> (..., out), or (...) if out is 1; with LayerNorm (no scale, no shift) before each ReLU."""
-    *hidden, last = range(len(params) // 2)
-    for layer in hidden:
-        x = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
-        x = F.relu(F.layer_norm(x, x.shape[-1:]) if layer_norm else x)
-    weight, bias = params[f"{last}.weight"], params[f"{last}.bias"]
-    if len(weight) > 1:
-        return F.linear(x, weight, bias)
-    return (x * weight[0]).sum(-1) + bias[0]  # on CUDA faster than a matrix with one column
-
-
-def td3_network(params: dict[str, Tensor], x: Tensor) -> Tensor:
-    """TD3's policy before its tanh, on standardised inputs (TD3+BC); or TD3-C's network (appendix B)."""
-    x = (x - params["input_mean"]) / params["input_std"]
-    if "scale" not in params:
-        layers = {name: params[name] for name in params if not name.startswith("input")}
-        return mlp(layers, x).reshape(len(x), -1)
-    x = F.linear(x, params["0.weight"], params["0.bias"])
-    x = F.layer_norm(x, x.shape[-1:]) * params["scale"] + params["shift"]
-    x = F.elu(F.linear(x.tanh(), params["1.weight"], params["1.bias"]))
-    return F.linear(x, params["2.weight"], params["2.bias"])
-
-
-def policy_action(family: str, params: dict, obs: Tensor, noise: Tensor, args: Args) -> Tensor:
-    """Actions (B, A) in [-1, 1] at obs (B, O), by --actions; noise (B, A) is standard normal."""
-    if family == "td3":
-        action = td3_network(params, obs).tanh()
-    else:
-        mean, log_std = mlp(params, obs).chunk(2, -1)
-        log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (log_std.tanh() + 1)
-        if args.actions == "stochastic":
-            mean = mean + log_std.exp() * noise
-        action = mean.tanh()
-    if args.actions == "noisy":
-        action = (action + args.noise_std * noise).clamp(-1, 1)
-    return action
-
-
-SCRIPT, BUNDLED = Path(__file__).stem, Path(__file__).resolve().parent / "datasets"
-FORMAT = 2  # of checkpoint.pt and resume.pt; files of the first format name none
-D4RL_SCORES = {  # returns of a random and of an expert policy (Fu et al. 2020, arXiv 2004.07219)
-    "HalfCheetah": [-280.178953, 12135.0],
-    "Hopper": [-20.272305, 3234.3],
-    "Walker2d": [1.629008, 4592.3],
-    "Ant": [-325.6, 3879.7],
-}
-ROUNDING = 1e-4  # how far outside [-1, 1] a recorded action may lie
-
-
-def fail(message: str) -> NoReturn:
-    """Bad input: one line on stderr, exit status 2."""
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def task_of(env_id: str) -> str:
-    """Hopper, of Hopper-v4 and of module:Hopper-v4."""
-    return re.sub(r"-v\d+$", "", env_id.rpartition(":")[2])
-
-
 # ---- environments ----
-
-
-def to_vector(obs, time_axes: int = 0) -> np.ndarray:
-    """Observations as new float32 vectors; a Dict's parts are joined in the order of their keys."""
-    if isinstance(obs, dict):
-        return np.concatenate([to_vector(obs[key], time_axes) for key in sorted(obs)], -1)
-    obs = np.array(obs, np.float32)
-    return obs.reshape(*obs.shape[:time_axes], -1)
 
 
 def from_vector(vectors: np.ndarray, space: gym.Space) -> np.ndarray | dict:
@@ -163,44 +106,14 @@ def from_vector(vectors: np.ndarray, space: gym.Space) -> np.ndarray | dict:
     return {key: from_vector(part, space[key]) for key, part in zip(keys, parts, strict=True)}
 
 
-class Adapter(gym.Wrapper):
-    """An environment as the algorithms see it: observations (O,), actions (A,) in [-1, 1], plain numbers."""
-
-    def __init__(self, env: gym.Env):
-        super().__init__(env)
-        actions, size = env.action_space, to_vector(env.observation_space.sample()).shape
-        is_vector = isinstance(actions, gym.spaces.Box) and len(actions.shape) == 1
-        if not is_vector or actions.dtype.kind != "f" or not actions.is_bounded():
-            raise ValueError(f"actions must be bounded vectors of real numbers, not {actions}")
-        if (actions.low >= actions.high).any():
-            raise ValueError(f"the lower bounds of actions must be below the upper ones: {actions}")
-        self.center, self.scale = (actions.high + actions.low) / 2, (actions.high - actions.low) / 2
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, size, np.float32)
-        self.action_space = gym.spaces.Box(-1, 1, actions.shape, np.float32)
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None):
-        obs, info = self.env.reset(seed=seed, options=options)
-        return to_vector(obs), info
-
-    def step(self, action: np.ndarray):
-        space = self.env.action_space
-        action = np.clip(self.center + self.scale * action, space.low, space.high).astype(space.dtype)
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        return to_vector(obs), np.asarray(reward).item(), bool(terminated), bool(truncated), info
-
-
 def adapted_env(env_id: str) -> Adapter:
     """The environment, adapted; ends with one line if it cannot be used."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
-            env = Adapter(gym.make(env_id, disable_env_checker=True))
+        env = make_env(env_id)
         nothing = np.zeros((1, *env.observation_space.shape), np.float32)
         from_vector(nothing, env.env.observation_space)  # so that it does not fail in the end
     except Exception as error:  # its constructor may raise anything
         fail(f"--env {env_id}: cannot be used: {error!r:.300}")
-    if "mujoco" in sys.modules:  # which else writes its warnings to a file in the working directory
-        sys.modules["mujoco"].set_mju_user_warning(lambda message: None)
     return env
 
 
@@ -289,7 +202,7 @@ class Episode:
 
 def roll_out(act: Callable, env_id: str, steps: int, seed: int) -> dict[str, np.ndarray]:
     """`steps` transitions; act: obs (B, O) and a random generator per row -> actions (B, A) in [-1, 1]."""
-    episodes = [Episode(adapted_env(env_id), seed, number) for number in range(NUM_ENVS)]
+    episodes = [Episode(make_env(env_id), seed, number) for number in range(NUM_ENVS)]
     running = list(episodes)
     num_ended, stored, in_order = 0, 0, 0  # the first `num_ended` episodes have `stored` transitions
     progress = tqdm(total=steps, unit=" steps", desc="collect", disable=None)
@@ -313,122 +226,46 @@ def roll_out(act: Callable, env_id: str, steps: int, seed: int) -> dict[str, np.
     return columns_of(used[0].env, rows, last, reset_seed)
 
 
-def actor_parameters(checkpoint: dict) -> dict[str, Tensor]:
-    """The actor's, named 0.weight, 0.bias, 1.weight, ...; in the first format of a stack of one seed."""
-    if checkpoint.get("format") == FORMAT:
-        return checkpoint["state"]["actor"]
-    params = {}
-    for name, tensor in checkpoint["agent"].items():
-        if name.startswith("actor.mlp."):
-            name = name.removeprefix("actor.mlp.").removeprefix("layers.")
-            params[name] = tensor[0].T if name.endswith("weight") else tensor[0, 0]
-    return params
-
-
-def find_checkpoint(name: str) -> Path:
-    """The file of --policy; ends with one line if there is none, or several."""
-    folder = Path(name)
-    places = [folder, folder / "checkpoint.pt", *sorted(folder.glob("seed*/checkpoint.pt"))]
-    paths = [path for path in places if path.is_file()]
-    if not paths:
-        fail(f"--policy {folder}: neither random, nor a checkpoint.pt, nor a folder with one")
+def find_policy(args: Args) -> Policy:
+    """The policy of the one checkpoint that --policy names."""
+    paths = checkpoints_in(Path(args.policy), "--policy")
     if len(paths) > 1:
-        fail(f"--policy {folder}: holds {len(paths)} seeds; name the folder of one: {paths[0].parent}")
-    return paths[0]
-
-
-def load_policy(args: Args) -> tuple[str, dict, dict]:
-    """Family, actor's parameters and the rest of the checkpoint; ends with one line if it is of no use."""
-    path = find_checkpoint(args.policy)
-    try:  # weights_only: a file that carries code is refused, not run
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        family = str(checkpoint.get("family") or checkpoint["algorithm"])
-        params, env_id = actor_parameters(checkpoint), str(checkpoint["env"])
-        steps = f"{checkpoint['env_step']:,} environment steps and {checkpoint['gradient_step']:,} updates"
-        about = f"of run {checkpoint['run']}, seed {checkpoint['seed']}, {checkpoint['phase']} after {steps}"
-        finite = all(tensor.isfinite().all() for tensor in params.values())
-    except Exception as error:  # whatever torch.load raises on a damaged or foreign file
-        fail(f"--policy {path}: is no checkpoint of these scripts ({type(error).__name__})")
-    if family not in ("sac", "td3"):
-        fail(f"--policy {path}: its family of algorithms is {family}, neither sac nor td3")
-    if family == "td3" and args.actions == "stochastic":
-        fail(f"--actions stochastic: the policy of {path} has no distribution; say deterministic or noisy")
-    if args.env_id not in (None, env_id):
-        fail(f"--env {args.env_id}: the checkpoint {path} is of {env_id}")
-    env = adapted_env(env_id)
-    obs, action = (torch.zeros(1, *space.shape) for space in (env.observation_space, env.action_space))
-    try:
-        fits = policy_action(family, params, obs, action, args).shape == action.shape
-    except (KeyError, RuntimeError):
-        fits = False
-    if not finite or not fits:
-        fail(f"--policy {path}: its tensors are not finite, or do not fit {env_id}")
-    return family, params, {"env": env_id, "about": about}
+        fail(f"--policy {args.policy}: holds {len(paths)} seeds; name the folder of one: {paths[0].parent}")
+    return load_policy(paths[0], args, "--policy")
 
 
 def read_policy(args: Args) -> Data:
     """Episodes of --policy."""
     if args.policy == "random":
-        family, env_id, about = "random", args.env_id or "Hopper-v4", "uniformly random actions"
+        name, env_id, about = "random", args.env or "Hopper-v4", "uniformly random actions"
     else:
-        family, params, checkpoint = load_policy(args)
-        env_id, about = checkpoint["env"], f"{args.actions} actions {checkpoint['about']}"
-        if args.actions == "noisy":
-            about = f"noisy ({args.noise_std:g}) actions {checkpoint['about']}"
+        policy, kind = find_policy(args), args.actions
+        if kind == "noisy":
+            kind = f"noisy ({args.noise_std:g})"
+        name, env_id, about = policy.script.FAMILY.upper(), policy.env, f"{kind} actions of run {policy.run}"
+        about += f", seed {policy.seed}, {policy.phase} after {policy.env_step:,} environment steps"
+        about += f" and {policy.gradient_step:,} updates"
     env = adapted_env(env_id)
     (action_dim,) = env.action_space.shape
 
     def act(obs: np.ndarray, generators: list[np.random.Generator]) -> np.ndarray:
-        if family == "random":
+        if args.policy == "random":
             return np.stack([g.uniform(-1, 1, action_dim) for g in generators]).astype(np.float32)
-        noise = torch.from_numpy(np.stack([g.standard_normal(action_dim) for g in generators])).float()
-        return policy_action(family, params, torch.from_numpy(obs), noise, args).numpy()
+        noise = np.stack([g.standard_normal(action_dim) for g in generators]).astype(np.float32)
+        return policy.act(obs, noise, args)
 
-    columns = roll_out(act, env_id, args.steps or DEFAULT_STEPS, args.data_seed)
-    name = family if family == "random" else family.upper()
-    return Data(env, env_id, columns, name, f"self-collected: {about}; seed {args.data_seed}")
+    columns = roll_out(act, env_id, args.steps or DEFAULT_STEPS, args.seed)
+    return Data(env, env_id, columns, name, f"self-collected: {about}; seed {args.seed}")
 
 
 # ---- --convert ----
 
 
-def read_hdf5(path: Path, step_limit: int | None) -> dict[str, np.ndarray]:
-    """Columns (N, ...) of D4RL's flat arrays; `drop` marks rows whose next observation is not known.
-
-    Without `next_observations`, row i + 1 follows row i within an episode. Without `timeouts`, an episode
-    ends at the environment's step limit, counted anew after each terminal, as in D4RL's own reader.
-    """
-    import h5py
-
-    needed, optional = ("observations", "actions", "rewards", "terminals"), ("timeouts", "next_observations")
-    with h5py.File(path) as file:
-        data = {key: file[key][()] for key in needed + optional if isinstance(file.get(key), h5py.Dataset)}
-    lengths = {key: len(data[key]) if key in data else "missing" for key in needed + tuple(data)}
-    if "missing" in lengths.values() or len(set(lengths.values())) > 1:
-        raise ValueError(f"its arrays do not match: {lengths}")
-    obs, count = data["observations"], lengths["observations"]
-    terminated, index = data["terminals"].reshape(count).astype(bool), np.arange(count)
-    ends = terminated | data.get("timeouts", terminated).reshape(count).astype(bool)
-    start = np.maximum.accumulate(np.where(np.append(True, ends)[:count], index, 0))
-    limit = (index - start + 1) % (step_limit or np.inf) == 0
-    truncated = data.get("timeouts", limit).reshape(count).astype(bool) & ~terminated
-    truncated[-1:] = ~terminated[-1:]
-    if (limit & ~terminated & ~truncated).any():
-        print(f"note: {path.name} has episodes beyond {step_limit} steps, the environment's limit")
-    next_obs, drop = data.get("next_observations"), np.zeros(count, bool)
-    if next_obs is None:
-        next_obs, drop = np.roll(obs, -1, 0), truncated.copy()
-        next_obs[terminated] = obs[terminated]  # nothing follows a terminal; never used
-        truncated[:-1] |= drop[1:] & ~terminated[:-1]
-    columns = {"obs": obs, "action": data["actions"], "reward": data["rewards"], "next_obs": next_obs}
-    return columns | {"terminated": terminated, "truncated": truncated, "drop": drop}
-
-
 def read_d4rl(args: Args) -> Data:
     """The transitions of --convert."""
-    if args.env_id is None:
+    if args.env is None:
         fail(f"--convert {args.convert}: does not say of which environment it is; --env does")
-    env, path = adapted_env(args.env_id), Path(args.convert)
+    env, path = adapted_env(args.env), Path(args.convert)
     try:
         columns = read_hdf5(path, env.spec.max_episode_steps)
         columns["reward"] = columns["reward"].reshape(len(columns["obs"]))
@@ -442,24 +279,10 @@ def read_d4rl(args: Args) -> Data:
     columns["action"] = np.clip(columns["action"], space.low, space.high).astype(space.dtype)
     columns["last"] = columns["terminated"] | columns["truncated"]
     columns["reset_seed"] = np.full(len(columns["obs"]), -1)
-    return Data(env, args.env_id, columns, "unknown", f"converted from {path.name}")
+    return Data(env, args.env, columns, "unknown", f"converted from {path.name}")
 
 
 # ---- --mix ----
-
-
-def read_minari(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """The same of a Minari folder (the one that holds data/), and its metadata."""
-    from minari.dataset.minari_storage import MinariStorage
-
-    storage, episodes = MinariStorage.read(path / "data"), []
-    for episode in storage.get_episodes(range(storage.total_episodes)):
-        obs, terminated = to_vector(episode["observations"], 1), episode["terminations"]
-        truncated = np.append(np.zeros(len(terminated) - 1), not terminated[-1])  # it ends where it ends
-        episodes.append((obs[:-1], episode["actions"], episode["rewards"], obs[1:], terminated, truncated))
-    names = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
-    columns = {name: np.concatenate([episode[i] for episode in episodes]) for i, name in enumerate(names)}
-    return columns | {"drop": np.zeros(len(columns["obs"]))}, storage.metadata
 
 
 def parse_mix(args: Args) -> dict[str, int]:
@@ -491,7 +314,7 @@ def read_source(name: str) -> tuple[dict[str, np.ndarray], dict]:
         columns, metadata = read_minari(folders[0])
         metadata["env_spec"] = json.loads(metadata["env_spec"])
         columns["last"] = (columns["terminated"] + columns["truncated"]) > 0
-        storage = minari.dataset.minari_storage.MinariStorage.read(folders[0] / "data")
+        storage = MinariStorage.read(folders[0] / "data")
         episodes = storage.get_episode_metadata(range(storage.total_episodes))
         seeds = [-1 if episode.get("seed") is None else episode["seed"] for episode in episodes]
         columns["reset_seed"] = np.repeat(seeds, np.diff(np.flatnonzero(columns["last"]), prepend=-1))
@@ -517,15 +340,15 @@ def draw_episodes(last: np.ndarray, count: int, generator: np.random.Generator) 
 def check_recorded_in(name: str, metadata: dict, env: Adapter) -> None:
     """Ends with one line if a dataset is of another environment."""
     recorded, spec = metadata["env_spec"], gym.spec(env.unwrapped.spec.id)
-    there = recorded["id"], recorded["kwargs"], recorded["max_episode_steps"], metadata["action_space"]
-    if there != (spec.id, spec.kwargs, spec.max_episode_steps, env.env.action_space):
-        settings = f"{recorded['kwargs'] or ''} with {recorded['max_episode_steps']} steps"
-        fail(f"--mix {name}: recorded in {recorded['id']} {settings}, not in {spec.id}")
+    settings = recorded["id"], recorded["kwargs"], recorded["max_episode_steps"], metadata["action_space"]
+    if settings != (spec.id, spec.kwargs, spec.max_episode_steps, env.env.action_space):
+        details = f"{recorded['kwargs'] or ''} with {recorded['max_episode_steps']} steps"
+        fail(f"--mix {name}: recorded in {recorded['id']} {details}, not in {spec.id}")
 
 
 def read_mix(args: Args) -> Data:
     """Episodes of one dataset after the other; ends with one line if they do not agree or do not suffice."""
-    env_id, parts, algorithms, counts = args.env_id, [], [], parse_mix(args)
+    env_id, parts, algorithms, counts = args.env, [], [], parse_mix(args)
     for i, (name, count) in enumerate(counts.items()):
         columns, metadata = read_source(name)
         env_id = env_id or metadata["env_spec"]["id"]
@@ -533,61 +356,49 @@ def read_mix(args: Args) -> Data:
         check_recorded_in(name, metadata, env)
         check_columns_of(f"--mix {name}", env, columns)
         if count > len(columns["obs"]):
-            there = f"{len(columns['obs']):,} transitions, {count:,} are needed"
-            fail(f"--mix {name}: has {there}; take fewer --steps")
-        taken = draw_episodes(columns["last"], count, np.random.default_rng((args.data_seed, i)))
+            size = f"{len(columns['obs']):,} transitions, {count:,} are needed"
+            fail(f"--mix {name}: has {size}; take fewer --steps")
+        taken = draw_episodes(columns["last"], count, np.random.default_rng((args.seed, i)))
         parts.append({name: column[taken] for name, column in columns.items()})
         algorithms.append(metadata.get("algorithm_name", "unknown"))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     about = "episodes of " + " and ".join(f"{name} ({count:,} transitions)" for name, count in counts.items())
     algorithm = " + ".join(dict.fromkeys(algorithms))
-    return Data(env, env_id, columns, algorithm, f"{about}; seed {args.data_seed}")
+    return Data(env, env_id, columns, algorithm, f"{about}; seed {args.seed}")
 
 
 # ---- --from-run ----
 
 
-def load(option: str, path: Path) -> dict:
-    """A checkpoint.pt or resume.pt; ends with one line if it is none."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)  # refuses a file that carries code
-        format_there = content.get("format", 1)
-    except Exception as error:  # whatever torch.load raises on a missing, damaged or foreign file
-        fail(f"{option} {path}: is no file of these scripts: {error!r:.100}")
-    if format_there != FORMAT:
-        fail(f"{option} {path}: was written by another version of these scripts (format {format_there})")
-    return content
-
-
 def find_replay(folder: Path) -> tuple[dict, int]:
     """The resume.pt behind --from-run, which holds all seeds of a run, and the seed that is wanted."""
-    seed_folder, found = re.fullmatch(r"seed(\d+)", folder.resolve().name), []
+    seed_folder, runs = re.fullmatch(r"seed(\d+)", folder.resolve().name), []
     run_folder = folder.resolve().parent if seed_folder else folder
     for path in sorted(run_folder.glob("seed*/resume.pt")):
-        saved = load("--from-run", path)
+        saved = load("--from-run", path, "rings")
         first = saved["args"]["seed"]
         seed = int(seed_folder[1]) if seed_folder else first
         if first <= seed < first + saved["num_seeds"]:
-            found.append((saved, seed))
-    if not found:
+            runs.append((saved, seed))
+    if not runs:
         fail(f"--from-run {folder}: is no folder of a run with resume.pt, which --keep-replay leaves")
-    if len(found) > 1:
-        fail(f"--from-run {folder}: holds {len(found)} runs; name the folder of one of their seeds")
-    return found[0]
+    if len(runs) > 1:
+        fail(f"--from-run {folder}: holds {len(runs)} runs; name the folder of one of their seeds")
+    return runs[0]
 
 
 def read_run(args: Args) -> Data:
     """The online transitions of one seed that --from-run kept, the oldest first."""
     saved, seed = find_replay(Path(args.from_run))
     env_id, index = saved["env"], seed - saved["args"]["seed"]
-    if args.env_id not in (None, env_id):
-        fail(f"--env {args.env_id}: the run {args.from_run} is of {env_id}")
+    if args.env not in (None, env_id):
+        fail(f"--env {args.env}: the run {args.from_run} is of {env_id}")
     env = adapted_env(env_id)
     rows, last = saved["rings"][index].numpy(), saved["ends"][index].numpy() > 0
     width = 2 * env.observation_space.shape[0] + env.action_space.shape[0] + 2
     if len(rows) == 0 or rows.shape[1] != width:
-        there = f"{len(rows)} online transitions of {rows.shape[1]} numbers"
-        fail(f"--from-run {args.from_run}: has {there}, not of {width} as in {env_id}")
+        size = f"{len(rows)} online transitions of {rows.shape[1]} numbers"
+        fail(f"--from-run {args.from_run}: has {size}, not of {width} as in {env_id}")
     oldest = saved["added"] % len(rows)  # where the next one would be written
     unknown = np.full(len(rows), -1)
     columns = columns_of(env, np.roll(rows, -oldest, 0), np.roll(last, -oldest), unknown)
@@ -674,7 +485,7 @@ def write_minari(name: str, data: Data, description: str) -> None:
     shutil.rmtree(part, ignore_errors=True)  # of a call that was killed
     try:
         part.mkdir(parents=True)
-        storage = minari.dataset.minari_storage.MinariStorage.new(
+        storage = MinariStorage.new(
             part / "data",
             env.observation_space,
             env.action_space,
@@ -719,7 +530,7 @@ def main(args: Args) -> None:
         if count > len(data.columns["obs"]):
             fail(f"--steps {count}: the source has {len(data.columns['obs']):,} transitions")
         data = data._replace(columns={name: column[:count] for name, column in data.columns.items()})
-        command = shlex.join(["python", f"{SCRIPT}.py", *sys.argv[1:]])
+        command = shlex.join(["python", "collect_dataset.py", *sys.argv[1:]])
         text = f"{data.about}. {count:,} transitions of {data.env_id}. Command: {command}"
         write_minari(args.dataset_id, data, text)
     except (KeyboardInterrupt, OSError) as error:

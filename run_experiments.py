@@ -38,7 +38,6 @@ Run     python run_experiments.py experiments/smoke.toml
 """
 
 import ctypes
-import fcntl
 import json
 import math
 import os
@@ -57,19 +56,17 @@ from pathlib import Path
 from typing import NoReturn
 
 import tyro
+from filelock import FileLock, Timeout
 
 ROOT = Path(__file__).resolve().parent  # the scripts lie beside this one
+FORMAT = 2  # of config.json; runs of another one are not looked at
 KEYS = {  # of an experiment file: required ones, then optional ones
     "file": ({"title": str, "about": str, "run": list}, {"hardware": str, "figure": list}),
     "run": ({"name": str, "command": str, "minutes": int | float}, {"gpu": bool}),
     "figure": ({"command": str}, {}),
 }
 NAME = re.compile(r"\{([^{}]*)\}")
-# What a log says of a job's progress. A bar of tqdm: phase, step, total, time left, last return.
-BAR = re.compile(
-    r"(offline|online): +\d+%\|.*?\| (\d+)/(\d+) \[[^<\]]*<([^,\]]*)[^\]]*?(?:return (-?\d+))?\]"
-)
-# The line that an evaluation leaves: phase, step, result.
+# The line that an evaluation leaves in a log: phase, step, result.
 LINE = re.compile(r"^(offline|online) +([\d,]+): (return .*)$", re.M)
 TO_DO = ("missing", "cut", "lost")  # lost: cut before its first save
 AT_WORK = ("running", "finished")
@@ -214,15 +211,6 @@ def fill(word: str, values: dict[str, str]) -> str:
 # ---- what lies on the disk ----
 
 
-def read_config(path):
-    """A missing or half-written config.json counts as empty: such a run is shown, as incomplete."""
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
-
-
 def normal(command: list[str]) -> list[str]:
     """A command without the place of its runs folder, and with paths relative to it."""
     words = [word for word in command if word != "--overwrite"]
@@ -244,11 +232,11 @@ def alive(config: dict) -> bool:
 def look(words: list[str], root: Path) -> tuple[str, Path | None, float]:
     """State of the run that this command makes, folder of its first seed, and minutes that it took so far."""
     wanted, folders = normal([*words, "--runs-dir", str(root)]), {}
-    for path in root.rglob("seed*/config.json"):  # an environment's id may hold a slash
-        config = read_config(path)
-        command = config.get("command")
-        if isinstance(command, list) and normal(command) == wanted:
-            folders.setdefault(path.parents[1], []).append(config)
+    for path in root.glob("*/*/seed*/config.json"):
+        with suppress(Exception):  # whatever a half-written or a foreign file brings
+            config = json.loads(path.read_text())
+            if config["format"] == FORMAT and normal(config["command"]) == wanted:
+                folders.setdefault(path.parents[1], []).append(config)
     if not folders:
         return "missing", None, 0.0
     folder, configs = max(folders.items(), key=lambda item: item[1][0]["started"])
@@ -282,8 +270,7 @@ def tail(log: Path) -> str:
 
 
 def last_lines(log: Path, count: int = 5) -> list[str]:
-    """Without progress bars."""
-    lines = [BAR.sub("", line).rstrip() for line in re.split(r"[\r\n]", tail(log))]
+    lines = [line.rstrip() for line in tail(log).splitlines()]
     return [line for line in lines if line][-count:]
 
 
@@ -324,7 +311,9 @@ def find_gpus() -> list[str]:
 
 
 def exit_text(code: int) -> str:
-    return f"exit status {code}" if code > 0 else f"killed by {signal.Signals(-code).name}" if code else ""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit status {code}" if code else ""
 
 
 class Machine:
@@ -351,8 +340,10 @@ class Machine:
 
     def stop(self, at_once: bool) -> None:
         for process in self.processes.values():
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL) if at_once else process.terminate()
+            if process.poll() is None and at_once:
+                os.killpg(process.pid, signal.SIGKILL)
+            elif process.poll() is None:
+                process.terminate()
 
 
 def work(words: list[str], root: Path, log: Path, folder: str) -> int:
@@ -454,14 +445,8 @@ def duration(minutes: float) -> str:
 
 def describe(job: Job) -> str:
     """Where a running job stands, by the end of its log."""
-    end = tail(job.log)
-    text, bars, lines = "starting", BAR.findall(end), LINE.findall(end)
-    if bars:
-        phase, step, total, left, value = bars[-1]
-        text = f"{phase} {int(step):,} of {int(total):,}" + (f", return {value}" if value else "")
-        text += f", {left} left" if "?" not in left else ""
-    elif lines:
-        text = "{} {}: {}".format(*lines[-1])
+    lines = LINE.findall(tail(job.log))
+    text = "{} {}: {}".format(*lines[-1]) if lines else "starting"
     return f"  {job.name}: {text}, for {duration((time.time() - job.started) / 60)}"
 
 
@@ -486,8 +471,7 @@ def print_plan(experiment: dict, jobs: list[Job]) -> None:
     for job in jobs:
         if job.state in TO_DO:
             doing = "resume" if job.state == "cut" else "run"
-            command = " ".join(map(quoted, command_now(job.words(), job.root)))
-            print(f"{doing:9} {job.name}, {duration(minutes_left(job, jobs))}: python {command}")
+            print(f"{doing:9} {job.name}, {duration(minutes_left(job, jobs))}: {typed(job)}")
         elif job.state == "finished":
             print(f"finished  {job.name}: {job.first.parent}")
     for figure in experiment["figure"]:
@@ -499,16 +483,17 @@ def print_rest(jobs: list[Job]) -> None:
     for job in jobs:
         if job.state in ("failed", "elsewhere"):
             print(f"{job.state}: {job.name}: {job.note}")
-    rest = [job for job in jobs if job.state == "not run"]
-    for job in rest:
-        command = " ".join(map(quoted, command_now(job.words(), job.root)))
-        print(f"not run: {job.name} ({job.note}): python {command}")
-    if any(NAME.search(word) for job in rest for word in job.words()):
+    lines = [f"not run: {job.name} ({job.note}): {typed(job)}" for job in jobs if job.state == "not run"]
+    for line in lines:
+        print(line)
+    if any(map(NAME.search, lines)):
         print("         ({name} is the folder that the run of that name writes)")
 
 
-def quoted(word: str) -> str:
-    return word if NAME.fullmatch(word) else shlex.quote(word)
+def typed(job: Job) -> str:
+    """What to type for it now; {names} are left as they are."""
+    words = command_now(job.words(), job.root)
+    return " ".join(["python", *(word if NAME.fullmatch(word) else shlex.quote(word) for word in words)])
 
 
 # ---- the work ----
@@ -547,10 +532,8 @@ def settle(job: Job, ended: str, stopping: bool, display: Display) -> None:
     """What became of a job that ended."""
     job.look()
     if job.state == "finished" and not ended:
-        text = f"in {duration(job.spent)}"
-        for line in last_lines(job.log):
-            if line.startswith("finished in"):
-                text = line.removeprefix("finished ")
+        last = [line for line in last_lines(job.log) if line.startswith("finished in")]
+        text = last[-1].removeprefix("finished ") if last else f"in {duration(job.spent)}"
         display.event("finished", job, text)
     elif stopping and job.state in TO_DO:
         display.event("stopped", job, "its state is saved" if job.state == "cut" else "before its first save")
@@ -595,10 +578,8 @@ def draw_figures(figures: list[dict], jobs: list[Job]) -> bool:
     folders = {job.name: str(job.first.parent) for job in there} | {"runs": str(jobs[0].root)}
     good = True
     for command in (figure["command"] for figure in figures):
-        words = [fill(word, folders) for word in shlex.split(command)]
-        words = [
-            word for word in dict.fromkeys(words) if not NAME.search(word)
-        ]  # a run's seeds share a folder
+        words = dict.fromkeys(fill(word, folders) for word in shlex.split(command))  # each folder once
+        words = [word for word in words if not NAME.search(word)]
         wanted = {*NAME.findall(command)} - {"runs"}
         if there and (not wanted or wanted & {*folders}):
             print(f"\nfigure: python {shlex.join(words)}", flush=True)
@@ -628,9 +609,9 @@ def main(args: Args) -> None:
 
     try:
         (root / "logs").mkdir(parents=True, exist_ok=True)
-        lock = os.open(root / "logs" / "lock", os.O_RDWR | os.O_CREAT)  # held until this process ends
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock = FileLock(root / "logs" / "lock")  # held until this process ends
+        lock.acquire(timeout=0)
+    except Timeout:
         fail(f"--runs-dir {args.runs_dir}: another run_experiments.py is at work in {root}")
     except OSError as error:
         fail(f"--runs-dir {args.runs_dir}: {error.strerror} ({error.filename or root})")

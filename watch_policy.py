@@ -27,22 +27,22 @@ import csv
 import importlib
 import math
 import os
-import re
 import subprocess
 import sys
 import textwrap
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, NamedTuple, NoReturn
+from typing import Annotated, Literal, NamedTuple, NoReturn
 
 import gymnasium as gym
 import numpy as np
 import torch
 import tyro
 from PIL import Image, ImageDraw, ImageFont
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from scipy.stats import bootstrap
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -66,15 +66,19 @@ CSV_COLUMNS = (
     *("return", "length", "normalized_score", "truncated", "actions"),
 )
 
+Whole = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 @dataclass
 class Args:
     policies: tyro.conf.Positional[tuple[Path, ...]]  # checkpoint.pt, folder of a seed, or folder of a run
-    episodes: int = 100  # for each policy
-    seed: int = 0  # of the episodes: starts and noise, the same for every policy
+    episodes: Count = 100  # for each policy
+    seed: Whole = 0  # of the episodes: starts and noise, the same for every policy
     env: str | None = None  # Gymnasium id; to be said where it has a module, which is imported then
     actions: Literal["deterministic", "stochastic", "noisy"] = "deterministic"  # noisy: plus Gaussian noise
-    noise_std: float = 0.1  # of noisy actions, in units of actions in [-1, 1]; the sum is clipped
+    noise_std: NonNegative = 0.1  # of noisy actions, in units of actions in [-1, 1]; the sum is clipped
     out: Path | None = None  # CSV file for the episodes
     video: Path | None = None  # .gif, or .png for a strip of frames
     overwrite: bool = False  # replace --out and --video if they exist
@@ -86,30 +90,18 @@ class Scores(NamedTuple):
     cut: np.ndarray  # (N,) whether only the clock ended the episode
 
 
-class Functions(NamedTuple):
-    """How a policy acts: obs (B, O) -> actions (B, A) in [-1, 1]."""
-
-    best: Callable[[Tensor], Tensor]  # deterministic
-    draw: Callable[[Tensor, Tensor], Tensor] | None  # also takes standard normal noise (B, A)
-
-
-@dataclass
 class Policy:
-    """A checkpoint: what it says of itself, and the script and the functions to act with."""
+    """A checkpoint's policy: what the checkpoint says of itself, and how the policy acts."""
 
-    path: Path
-    env: str
-    run: str
-    seed: int
-    phase: str
-    gradient_step: int
-    env_step: int
-    references: tuple[float, float] | None  # returns of a random and of an expert policy
-    shape: dict[str, int]  # obs_dim, action_dim, ...
-    script: ModuleType
-    functions: Functions
-    group: str = ""  # a letter per argument
-    scores: Scores | None = None
+    def __init__(self, path: Path, saved: dict, script: ModuleType):
+        self.path, self.script, self.shape, self.state = path, script, saved["shape"], saved["state"]
+        self.env, self.run, self.seed, self.phase = (saved[key] for key in ("env", "run", "seed", "phase"))
+        self.gradient_step, self.env_step = saved["gradient_step"], saved["env_step"]
+        self.references = saved["scores"]  # returns of a random and of an expert policy, if they are known
+        self.algorithm = script.ALGORITHM(script.Args(**saved["args"]), **self.shape)
+        self.has_distribution = hasattr(script, "sample_action") or hasattr(script, "draw_action")
+        self.group = ""  # a letter per argument
+        self.scores: Scores | None = None
 
     @property
     def label(self) -> str:
@@ -125,12 +117,20 @@ class Policy:
         low, high = self.references or (math.nan, math.nan)
         return 100 * (returns - low) / (high - low)
 
+    def draw(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Actions from the policy's distribution; noise (B, A) is standard normal."""
+        distribution = self.algorithm.actor(self.state["actor"], obs)
+        if hasattr(self.script, "draw_action"):  # IQL and AWAC
+            return self.script.draw_action(*distribution, noise)
+        action, _ = self.script.sample_action(*distribution, noise)
+        return action
+
     def act(self, obs: np.ndarray, noise: np.ndarray, args: Args) -> np.ndarray:
         """obs (B, O), standard normal noise (B, A), both float32 -> actions (B, A) in [-1, 1]."""
         obs, noise = torch.from_numpy(obs), torch.from_numpy(noise)
         if args.actions == "stochastic":
-            return self.functions.draw(obs, noise).numpy()
-        action = self.functions.best(obs)
+            return self.draw(obs, noise).numpy()
+        action = self.algorithm.best_action(self.state, obs)
         if args.actions == "noisy":
             action = (action + args.noise_std * noise).clamp(-1, 1)
         return action.numpy()
@@ -142,152 +142,98 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def task_of(env_id: str) -> str:
-    """Hopper, of Hopper-v4 and of module:Hopper-v4."""
-    return re.sub(r"-v\d+$", "", env_id.rpartition(":")[2])
-
-
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """A reader sees the old file or the new one, never a part."""
     part = path.with_name(path.name + ".part")
     try:
         write(part)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
         os.replace(part, path)
-    except BaseException:
+    finally:
         part.unlink(missing_ok=True)
-        raise
 
 
-def bootstrap_interval(values, statistic=np.mean):
-    """95% percentile bootstrap interval (low, high) of a statistic of values (n,); NaN for fewer than two."""
-    values = values[~np.isnan(values)]
+def bootstrap_interval(values):
+    """95% percentile bootstrap interval (low, high) of the mean of values (n,); NaN for fewer than two."""
     if len(values) < 2:
         return np.nan, np.nan
-    rng = np.random.default_rng(0)
-    return bootstrap((values,), statistic, method="percentile", n_resamples=2000, rng=rng).confidence_interval
+    return bootstrap((values,), np.mean, method="percentile", n_resamples=2000, rng=0).confidence_interval
 
 
 def check_options(args: Args) -> None:
-    """Ends with one line if an argument is off, or if a file could not be written in the end."""
+    """Ends with one line if no policy is named, or if a file could not be written in the end."""
     if not args.policies:
         fail("name a checkpoint.pt, the folder of a seed, or the folder of a run")
-    for name, low in {"episodes": 1, "seed": 0, "noise_std": 0}.items():
-        if not low <= getattr(args, name) < math.inf:
-            fail(f"--{name.replace('_', '-')} {getattr(args, name)}: must be a number of at least {low}")
     if args.video and args.video.suffix not in (".gif", ".png"):
         fail(f"--video {args.video}: must end in .gif or .png")
     for option, path in (("--out", args.out), ("--video", args.video)):
-        try:
-            if path and path.is_dir():
-                fail(f"{option} {path}: exists; name a file")
-            if path and path.exists() and not args.overwrite:
-                fail(f"{option} {path}: exists; --overwrite replaces it")
-            if path:
-                part = path.with_name(path.name + ".part")  # what write_atomically writes
-                part.touch()
-                part.unlink()
-        except OSError as error:
-            fail(f"{option} {path}: cannot be written ({error.strerror})")
+        if path is None:
+            continue
+        if path.exists() and not args.overwrite:
+            fail(f"{option} {path}: exists; --overwrite replaces it")
+        if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            fail(f"{option} {path}: cannot be written there")
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
+def checkpoints_in(folder: Path, option: str = "") -> list[Path]:
     """A checkpoint.pt, or those of a run's seeds in their order; ends with one line if there is none."""
     seeds = folder.glob("seed*/checkpoint.pt")
     seeds = sorted(seeds, key=lambda path: (len(path.parent.name), path.parent.name))  # seed2 before seed10
     for paths in ([folder], [folder / "checkpoint.pt"], seeds):
         if paths and all(path.is_file() for path in paths):
             return paths
-    fail(f"{folder}: neither a checkpoint.pt, nor the folder of a seed or of a run with one")
+    name = f"{option} {folder}".strip()
+    fail(f"{name}: neither a checkpoint.pt, nor the folder of a seed or of a run with one")
 
 
-def functions_of_first_house(script: ModuleType, saved: dict) -> Functions:
-    """Of a script whose agent is a module with stacked seeds, here one: (1, B, ...)."""
-    script.check_size(saved["shape"], saved["agent"])
-    agent = script.Agent([saved["seed"]], **saved["shape"])
-    agent.load_state_dict({name: saved["agent"][name] for name in agent.state_dict()})
-
-    def best(obs: Tensor) -> Tensor:
-        return script.best_action(agent, obs[None])[0]
-
-    def draw(obs: Tensor, noise: Tensor) -> Tensor:
-        if hasattr(script, "draw_action"):
-            return script.draw_action(agent, obs[None], noise[None])[0]
-        action, _ = script.sample_action(*agent.actor(obs[None]), noise[None])
-        return action[0]
-
-    has_distribution = hasattr(script, "draw_action") or hasattr(script, "sample_action")
-    return Functions(best, draw if has_distribution else None)
-
-
-def functions_of_second_house(script: ModuleType, saved: dict) -> Functions:
-    """Of a script whose algorithm is written for one seed and whose state is a dict."""
-    algorithm, state = script.ALGORITHM(script.Args(), **saved["shape"]), saved["state"]
-
-    def best(obs: Tensor) -> Tensor:
-        return algorithm.best_action(state, obs)
-
-    def draw(obs: Tensor, noise: Tensor) -> Tensor:
-        action, _ = script.sample_action(*algorithm.actor(state["actor"], obs), noise)
-        return action
-
-    return Functions(best, draw if hasattr(script, "sample_action") else None)
-
-
-def read_checkpoint(path: Path) -> dict:
-    """What a checkpoint.pt holds; ends with one line if it is none of ours."""
-    try:  # weights_only: a file that carries code is refused, not run
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-        names = [str(saved[key]) for key in ("script", "env", "run", "phase")]
-        tensors = tree_leaves(saved["state"] if "state" in saved else saved["agent"])
-        if not all(name.isprintable() for name in names):
+def read_checkpoint(name: str, path: Path) -> dict:
+    """What a checkpoint.pt, called `name`, holds; ends with one line if it is none of ours."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)  # refuses a file that carries code
+        script, *names = (saved[key] for key in ("script", "env", "run", "phase"))
+        if "format" not in saved:
+            fail(f"{name}: was written by the first version of these scripts, which is gone; train again")
+        if not all(text.isprintable() for text in (script, *names)):
             raise ValueError("names that cannot be printed")
-        if not all(tensor.isfinite().all() for tensor in tensors):
-            raise ValueError("a tensor that is not finite")
-        scores = saved["scores"] if "state" in saved else (saved["dataset"] or {}).get("scores")
-        saved["references"] = scores and tuple(map(float, scores))
+        if not all(tensor.isfinite().all() for tensor in tree_leaves(saved["state"])):
+            raise ValueError("a tensor is not finite")
         for key in ("seed", "gradient_step", "env_step"):
             saved[key] = int(saved[key])
     except Exception as error:  # whatever torch.load raises on a damaged or foreign file
-        fail(f"{path}: is no checkpoint of these scripts ({type(error).__name__})")
-    if saved["script"] not in SCRIPTS:
-        fail(f"{path}: its script is {saved['script']}, none of {', '.join(SCRIPTS)}")
+        fail(f"{name}: is no checkpoint of these scripts: {error!r:.100}")
+    if script not in SCRIPTS:
+        fail(f"{name}: its script is {script}, none of {', '.join(SCRIPTS)}")
     return saved
 
 
-def load_policy(path: Path, args: Args) -> Policy:
-    """The policy in a checkpoint; ends with one line if it does not act here, or is not of --env."""
-    saved = read_checkpoint(path)
-    env_id, shape = saved["env"], saved["shape"]
+def load_policy(path: Path, args: Args, option: str = "") -> Policy:
+    """The policy in a checkpoint; ends with one line if it does not act here, or is not of --env.
+
+    collect_dataset.py calls it too: its Args have the same `env`, `actions` and `noise_std`.
+    """
+    name = f"{option} {path}".strip()
+    saved = read_checkpoint(name, path)
+    env_id = saved["env"]
     if args.env not in (None, env_id):
         fail(f"--env {args.env}: the checkpoint {path} is of {env_id}")
     if ":" in env_id and args.env is None:  # a file must not choose what is imported
-        fail(f"{path}: its environment imports a module; if that is right, say --env {env_id}")
+        fail(f"{name}: its environment imports a module; if that is right, say --env {env_id}")
     try:
         script = importlib.import_module(saved["script"])
-        if saved.get("format", 1) != getattr(script, "FORMAT", 1):
-            raise ValueError(f"{script.__name__}.py has changed since then")
+        if saved["format"] != script.FORMAT:
+            raise ValueError(f"{script.SCRIPT}.py writes another format today")
         env = script.make_env(env_id)
         sizes = [*env.observation_space.shape, *env.action_space.shape]
-        if sizes != [shape["obs_dim"], shape["action_dim"]]:
+        if sizes != [saved["shape"]["obs_dim"], saved["shape"]["action_dim"]]:
             raise ValueError(f"{env_id} has other sizes, {sizes}")
-        if isinstance(script.ALGORITHM, str):
-            functions = functions_of_first_house(script, saved)
-        else:
-            functions = functions_of_second_house(script, saved)
-        if functions.best(torch.zeros(1, sizes[0])).shape != (1, sizes[1]):
+        policy = Policy(path, saved, script)
+        if policy.algorithm.best_action(policy.state, torch.zeros(1, sizes[0])).shape != (1, sizes[1]):
             raise ValueError("its tensors have other sizes")
     except Exception as error:  # of Gymnasium, or of PyTorch where sizes and tensors do not fit
         reason = (str(error).strip().splitlines() or [""])[0]
-        fail(f"{path}: its policy of {env_id} cannot be restored ({reason})")
-    if args.actions == "stochastic" and functions.draw is None:
+        fail(f"{name}: its policy of {env_id} cannot be restored ({reason})")
+    if args.actions == "stochastic" and not policy.has_distribution:
         fail(f"--actions stochastic: the policy of {path} has no distribution; say deterministic or noisy")
-    facts = {key: saved[key] for key in ("env", "run", "seed", "phase", "gradient_step", "env_step")}
-    references = script.D4RL_SCORES.get(task_of(env_id)) or saved["references"]
-    return Policy(path, **facts, references=references, shape=shape, script=script, functions=functions)
+    return policy
 
 
 def load_groups(args: Args) -> list[list[Policy]]:

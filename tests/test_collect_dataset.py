@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from itertools import count
 from pathlib import Path
 
 import gymnasium as gym
@@ -16,45 +15,26 @@ import torch
 import tyro
 
 import collect_dataset
-import cql_sac
 import odd_envs  # noqa: F401  registers environments
 import sac_scratch
-import td3_bc
+from test_watch_policy import new_checkpoint
+from watch_policy import load_policy
 
-SHORT = "--batch-size 4 --eval-episodes 1 --compile off --hidden-dim 16"
+SHORT = "--batch-size 4 --eval-episodes 1 --compile off --hidden-dim 16 --warmup-steps 20 --keep-replay"
 
 
-def train(script, folder: Path, arguments: str) -> Path:
-    """The folder of a short run."""
+def train(folder: Path, arguments: str) -> Path:
+    """The folder of a short run, which keeps its transitions."""
     words = f"{SHORT} {arguments} --runs-dir {folder}".split()
-    script.main(tyro.cli(script.Args, args=words))
-    return max(folder.glob("*/*"), key=lambda path: path.stat().st_mtime_ns)
+    sac_scratch.main(tyro.cli(sac_scratch.Args, args=words))
+    (run,) = folder.glob("*/*")
+    return run
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of two seeds that kept its 30 transitions."""
-    options = "--num-seeds 2 --online-steps 30 --warmup-steps 20 --eval-every 30 --keep-replay"
-    return train(sac_scratch, tmp_path_factory.mktemp("runs"), options)
-
-
-@pytest.fixture(scope="module")
-def goal_run(tmp_path_factory):
-    """A run with Dict observations, whose ring of 25 transitions has wrapped around."""
-    options = "--env odd_envs:Goal-v0 --online-steps 40 --warmup-steps 20 --eval-every 40"
-    folder = tmp_path_factory.mktemp("goal")
-    return train(sac_scratch, folder, f"{options} --replay-capacity 25 --keep-replay")
-
-
-@pytest.fixture(scope="module")
-def first_house(minari_cache, tmp_path_factory):
-    """{name: folder} of runs whose checkpoints have the first format."""
-    data, folder = "--dataset hopper/tiny-v0 --offline-steps 4 --eval-every 4", tmp_path_factory.mktemp("old")
-    return {
-        "td3": train(td3_bc, folder, data),
-        "td3 relu": train(td3_bc, folder, f"{data} --network relu --normalize-obs"),
-        "cql": train(cql_sac, folder, data),
-    }
+    """A run of two seeds and 30 steps."""
+    return train(tmp_path_factory.mktemp("runs"), "--num-seeds 2 --online-steps 30")
 
 
 @pytest.fixture
@@ -84,10 +64,8 @@ def seeds_of(dataset):
 
 
 def same(a, b):
-    pairs = [
-        (getattr(a, key), getattr(b, key)) for key in ("observations", "actions", "rewards", "terminations")
-    ]
-    return all(np.array_equal(x, y) for x, y in pairs)
+    names = ("observations", "actions", "rewards", "terminations")
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
 def ends_of(dataset):
@@ -97,112 +75,99 @@ def ends_of(dataset):
     return [(bool(e.terminations[-1]), bool(e.truncations[-1])) for e in dataset]
 
 
+def rows_of(dataset):
+    """obs, action, reward, next_obs, terminated of all episodes, in a row."""
+    parts = []
+    for e in dataset:
+        obs = sac_scratch.to_vector(e.observations, 1)
+        parts.append(np.column_stack([obs[:-1], e.actions, e.rewards, obs[1:], e.terminations]))
+    return np.concatenate(parts)
+
+
 # ---- --policy ----
 
+ODD = [f"odd_envs:{name}-v0" for name in ("UnitLine", "Goal", "SharedArray", "Lopsided", "ArrayReward")]
 
-@pytest.mark.parametrize("env_id", ["Hopper-v4", "InvertedPendulum-v4", "odd_envs:UnitLine-v0"])
-def test_every_episode_replays_exactly_in_the_recovered_environment(collect, env_id):
-    """The pendulum's bounds are -3 and 3, the line's are those of the environment as made."""
-    dataset = collect(f"--policy random --env {env_id} --dataset-id task/random-v0 --steps 120")
+
+@pytest.mark.parametrize("env_id", ["InvertedPendulum-v4", *ODD])
+def test_episodes_replay_in_the_recovered_environment_and_the_scripts_read_them(collect, env_id):
+    """The pendulum's bounds are -3 and 3, those of UnitLine are of the environment as made."""
+    dataset = collect(f"--policy random --env {env_id} --dataset-id task/random-v0 --steps 60")
     env = dataset.recover_environment()
-    assert env.spec.id == env_id.rpartition(":")[2] and dataset.total_steps == 120 and len(dataset) > 3
-    actions = np.concatenate([episode.actions for episode in dataset])
+    assert env.spec.id == env_id.rpartition(":")[2] and dataset.total_steps == 60 and len(dataset) > 3
+    assert dataset.observation_space == env.observation_space and dataset.action_space == env.action_space
     for episode, seed in zip(dataset, seeds_of(dataset), strict=True):
-        obs, _ = env.reset(seed=seed)
-        assert np.array_equal(episode.observations[0], obs.astype(np.float32))
+        obs = [sac_scratch.to_vector(env.reset(seed=seed)[0])]
         for t, action in enumerate(episode.actions):
-            obs, reward, terminated, truncated, _ = env.step(action)
-            assert np.array_equal(episode.observations[t + 1], obs.astype(np.float32))
+            next_obs, reward, terminated, _, _ = env.step(action)
+            obs.append(sac_scratch.to_vector(next_obs))
             assert episode.rewards[t] == np.float32(reward) and episode.terminations[t] == terminated
+        assert np.array_equal(sac_scratch.to_vector(episode.observations, 1), obs)
     assert ends_of(dataset)[-1] == (bool(terminated), not terminated)
-    bound = env.action_space.high[0]
-    assert 0.9 * bound < np.abs(actions).max() <= bound
+    rows, low, high, column = rows_of(dataset), env.action_space.low, env.action_space.high, len(obs[0])
+    assert 0.8 * high < rows[:, column].max() <= high
+    rows[:, column] = (2 * rows[:, column] - high - low) / (high - low)
+    args = sac_scratch.Args(env=env_id, dataset="task/random-v0")
+    read = sac_scratch.load_dataset(args, sac_scratch.make_env(env_id)).rows
+    assert np.allclose(read, rows, atol=1e-6)
 
 
 def one_after_the_other(steps, seed):
-    """Transitions of a single plain Hopper with random actions, an independent second implementation."""
-    env, rows, seeds = gym.make("Hopper-v4"), [], []
-    for k in count():
+    """Transitions of a single plain Hopper with random actions, an independent second implementation.
+
+    Also the episodes' reset seeds, and the numbers of transitions at which they begin.
+    """
+    env, rows, seeds, starts = gym.make("Hopper-v4"), [], [], []
+    while len(rows) < steps:
+        k = len(seeds)
         words = np.random.SeedSequence((seed, k)).generate_state(2, np.uint32)
         seeds.append((int(words[1]) << 32 | int(words[0])) >> 1)
+        starts.append(len(rows))
         obs, ended, generator = env.reset(seed=seeds[-1])[0], False, np.random.default_rng((seed, k))
         while not ended:
             action = generator.uniform(-1, 1, 3).astype(np.float32)
-            next_obs, reward, terminated, truncated, _ = env.step(action)
-            rows.append((obs, action, reward, next_obs, terminated))
-            obs, ended = next_obs, terminated or truncated
-            if len(rows) == steps:
-                return rows, seeds
+            next_obs, reward, ended, _, _ = env.step(action)
+            rows.append([*obs, *action, reward, *next_obs, ended])
+            obs = next_obs
+    return np.array(rows, np.float32), seeds, starts
 
 
-def test_the_data_are_those_of_one_environment_after_the_other(collect):
-    dataset = collect("--policy random --dataset-id hopper/random-v0 --steps 200 --seed 7")
-    rows, seeds = one_after_the_other(200, seed=7)
-    obs, actions, rewards, next_obs, terminations = (np.array(column) for column in zip(*rows, strict=True))
-    episodes = list(dataset)
-    assert seeds_of(dataset) == seeds
-    assert np.array_equal(np.concatenate([e.observations[:-1] for e in episodes]), obs.astype(np.float32))
-    assert np.array_equal(np.concatenate([e.observations[1:] for e in episodes]), next_obs.astype(np.float32))
-    assert np.array_equal(np.concatenate([e.actions for e in episodes]), actions)
-    assert np.array_equal(np.concatenate([e.rewards for e in episodes]), rewards.astype(np.float32))
-    assert np.array_equal(np.concatenate([e.terminations for e in episodes]), terminations)
-    assert ends_of(dataset) == [(True, False)] * (len(episodes) - 1) + [(False, True)]
+@pytest.mark.parametrize("seed", [1, 7])
+def test_the_data_are_those_of_one_environment_after_the_other(collect, seed):
+    """So a shorter call gives the beginning; steps that end with an episode cut none, one more starts the next."""
+    rows, seeds, starts = one_after_the_other(200, seed)
+    for steps in (starts[3], starts[3] + 1, 200):
+        dataset = collect(f"--policy random --dataset-id hopper/n{steps}-v0 --steps {steps} --seed {seed}")
+        assert np.array_equal(rows_of(dataset), rows[:steps])
+        begun = [start for start in starts if start < steps]
+        assert seeds_of(dataset) == seeds[: len(begun)]
+        assert [len(e.actions) for e in dataset] == np.diff([*begun, steps]).tolist()
+        cut = int(rows[steps - 1, -1] == 0)
+        assert ends_of(dataset) == [(True, False)] * (len(begun) - cut) + [(False, True)] * cut
 
 
-@pytest.mark.parametrize("extra", [0, 1])
-def test_steps_that_end_with_an_episode_cut_nothing_and_one_more_starts_the_next(collect, extra):
-    lengths = [len(e.actions) for e in collect("--policy random --dataset-id hopper/a-v0 --steps 200")]
-    dataset = collect(f"--policy random --dataset-id hopper/b-v0 --steps {sum(lengths[:3]) + extra}")
-    assert [len(e.actions) for e in dataset] == lengths[:3] + [1] * extra
-    assert ends_of(dataset) == [(True, False)] * 3 + [(False, True)] * extra
+ACTIONS = [("sac_scratch", "deterministic"), ("sac_scratch", "stochastic"), ("iql", "stochastic")]
+ACTIONS += [(script, "noisy --noise-std 0.5") for script in ("sac_scratch", "td3_bc", "o3f_select")]
 
 
-def test_a_seed_gives_the_same_data_again_and_a_shorter_call_their_beginning(collect):
-    long, again, other = (
-        collect(f"--policy random --steps 150 --seed {seed} --dataset-id hopper/{name}-v0")
-        for name, seed in (("a", 1), ("b", 1), ("c", 2))
-    )
-    short = collect("--policy random --steps 60 --dataset-id hopper/d-v0")
-    assert all(same(a, b) for a, b in zip(long, again, strict=True)) and seeds_of(long) == seeds_of(again)
-    assert all(same(long[i], short[i]) for i in range(len(short) - 1)) and len(short) > 1
-    assert np.array_equal(long[len(short) - 1].actions[: len(short[-1].actions)], short[-1].actions)
-    assert not set(seeds_of(other)) & set(seeds_of(long))
-
-
-@pytest.mark.parametrize("options", ["stochastic", "deterministic", "noisy --noise-std 0.5"])
-def test_actions_are_those_of_the_checkpoint(collect, trained, options):
-    saved = torch.load(trained / "seed2" / "checkpoint.pt", weights_only=True)
-    algorithm, state = sac_scratch.SAC(sac_scratch.Args(), **saved["shape"]), saved["state"]
-    dataset = collect(
-        f"--policy {trained}/seed2 --dataset-id hopper/a-v0 --steps 150 --seed 3 --actions {options}"
-    )
+@pytest.mark.parametrize("script, options", ACTIONS)
+def test_actions_are_those_of_the_checkpoint(collect, work, script, options):
+    args = collect_dataset.Args("hopper/a-v0", actions=options.split()[0])
+    policy = load_policy(new_checkpoint(script, work / "run"), args)
+    dataset = collect(f"--policy run --dataset-id hopper/a-v0 --steps 150 --seed 3 --actions {options}")
     clipped = 0
     for k, episode in enumerate(dataset):
         obs, generator = torch.from_numpy(episode.observations[:-1]), np.random.default_rng((3, k))
         noise = torch.from_numpy(generator.standard_normal((len(obs), 3))).float()
-        expected = algorithm.best_action(state, obs)
+        expected = policy.algorithm.best_action(policy.state, obs)
         if options == "stochastic":
-            expected, _ = sac_scratch.sample_action(*algorithm.actor(state["actor"], obs), noise)
+            expected = policy.draw(obs, noise)
         if "noisy" in options:
             expected = (expected + 0.5 * noise).clamp(-1, 1)
         assert np.allclose(episode.actions, expected, atol=1e-5)
         clipped += (np.abs(episode.actions) == 1).sum()
-    assert (clipped > 0) == ("noisy" in options)
-
-
-@pytest.mark.parametrize("name", ["td3", "td3 relu", "cql"])
-def test_checkpoints_of_the_first_format_act_as_their_script_does(collect, first_house, name):
-    saved = torch.load(first_house[name] / "seed1" / "checkpoint.pt", weights_only=True)
-    script = cql_sac if name == "cql" else td3_bc
-    agent = script.Agent([0], **saved["shape"])
-    agent.load_state_dict({key: saved["agent"][key] for key in agent.state_dict()})
-    dataset = collect(
-        f"--policy {first_house[name]} --actions deterministic --dataset-id hopper/a-v0 --steps 40"
-    )
-    for episode in dataset:
-        expected = script.best_action(agent, torch.from_numpy(episode.observations[None, :-1]))[0]
-        assert np.allclose(episode.actions, expected, atol=1e-5)
-    assert dataset.storage.metadata["algorithm_name"] == ("SAC" if name == "cql" else "TD3")
+    assert clipped > 0 or "noisy" not in options
+    assert dataset.storage.metadata["algorithm_name"] == policy.script.FAMILY.upper()
 
 
 def test_a_policy_is_a_file_a_seed_folder_or_a_run_folder_of_one_seed(collect, trained, work):
@@ -229,9 +194,8 @@ print(json.dumps([names, dataset.total_steps, env.spec.id, fits, score, ours]))
 def test_plain_minari_loads_it_and_its_metadata_are_complete(collect, trained, work):
     arguments = f"--policy {trained}/seed1 --dataset-id hopper/medium-v0 --steps 50 --seed 4"
     dataset = collect(arguments)
-    plain = subprocess.run(
-        [sys.executable, "-c", PLAIN], cwd=work, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", PLAIN]
+    plain = subprocess.run(command, cwd=work, capture_output=True, text=True, check=True)
     assert json.loads(plain.stdout) == [["hopper/medium-v0"], 50, "Hopper-v4", True, 1.0, []]
     metadata = dataset.storage.metadata
     assert (metadata["ref_min_score"], metadata["ref_max_score"]) == (-20.272305, 3234.3)  # D4RL's
@@ -246,42 +210,7 @@ def test_plain_minari_loads_it_and_its_metadata_are_complete(collect, trained, w
     assert "hopper" in minari.namespace.list_local_namespaces()
 
 
-@pytest.mark.parametrize("name", ["Goal", "SharedArray", "Lopsided", "ArrayReward"])
-def test_odd_environments_are_read_back_by_minari_and_by_the_scripts(collect, name):
-    env_id = f"odd_envs:{name}-v0"
-    dataset = collect(f"--policy random --env {env_id} --dataset-id odd/random-v0 --steps 25")
-    env = dataset.recover_environment()
-    assert dataset.observation_space == env.observation_space and dataset.action_space == env.action_space
-    obs, actions = [], []
-    for episode, seed in zip(dataset, seeds_of(dataset), strict=True):
-        obs.append(sac_scratch.to_vector(env.reset(seed=seed)[0]))
-        for action in episode.actions:
-            next_obs = sac_scratch.to_vector(env.step(action)[0])
-            obs.append(next_obs)
-        actions.append(episode.actions)
-        vectors = sac_scratch.to_vector(episode.observations, 1)
-        assert np.array_equal(vectors, obs[-len(vectors) :])
-    args = sac_scratch.Args(env=env_id, dataset="odd/random-v0")
-    read = sac_scratch.load_dataset(args, sac_scratch.make_env(env_id)).rows
-    size, actions = vectors.shape[1], np.concatenate(actions)
-    space = env.action_space
-    unit = (actions - (space.high + space.low) / 2) / ((space.high - space.low) / 2)
-    assert len(read) == 25 and np.allclose(read[:, size : size + 1], unit, atol=1e-6)
-    stored = [sac_scratch.to_vector(episode.observations, 1) for episode in dataset]
-    assert np.array_equal(read[:, :size], np.concatenate([part[:-1] for part in stored]))
-    assert np.array_equal(read[:, size + 2 : -1], np.concatenate([part[1:] for part in stored]))
-
-
 # ---- --from-run ----
-
-
-def rows_of(dataset):
-    """obs, action, reward, next_obs, terminated of all episodes, in a row."""
-    parts = []
-    for e in dataset:
-        obs = sac_scratch.to_vector(e.observations, 1)
-        parts.append(np.column_stack([obs[:-1], e.actions, e.rewards, obs[1:], e.terminations]))
-    return np.concatenate(parts)
 
 
 def test_a_run_gives_its_online_transitions_by_seed_and_is_left_alone(collect, trained):
@@ -297,12 +226,12 @@ def test_a_run_gives_its_online_transitions_by_seed_and_is_left_alone(collect, t
         assert f"run {trained.name}, seed {index + 1}" in dataset.storage.metadata["description"]
     assert path.read_bytes() == before
     short = collect(f"--from-run {trained} --steps 7 --dataset-id hopper/short-v0")
-    assert np.array_equal(
-        rows_of(short), rows_of(minari.load_dataset(f"hopper/run{trained.name[-5:]}-v0"))[:7]
-    )
+    assert np.allclose(rows_of(short), saved["rings"][0, :7], atol=1e-6)
 
 
-def test_a_ring_that_wrapped_around_is_put_in_order_in_the_environments_own_space(collect, goal_run):
+def test_a_ring_that_wrapped_around_is_put_in_order_in_the_environments_own_space(collect, work):
+    """A run with Dict observations and a ring of 25 transitions."""
+    goal_run = train(work / "runs", "--env odd_envs:Goal-v0 --online-steps 40 --replay-capacity 25")
     saved = torch.load(goal_run / "seed1" / "resume.pt", weights_only=True)
     assert (saved["added"], saved["rings"].shape[1]) == (40, 25)
     dataset = collect(f"--from-run {goal_run} --dataset-id odd/goal-v0")
@@ -349,10 +278,8 @@ def test_a_d4rl_file_becomes_the_dataset_that_the_scripts_read_from_it(collect):
     assert ends_of(dataset) == [(True, False), (False, True), (False, True)]
     assert np.array_equal(dataset[1].observations, data["observations"][4:8].astype(np.float32))
     env = sac_scratch.make_env("Hopper-v4")
-    one, other = (
-        sac_scratch.load_dataset(sac_scratch.Args(dataset=name), env)
-        for name in ("plain.hdf5", "hopper/plain-v0")
-    )
+    names = ("plain.hdf5", "hopper/plain-v0")
+    one, other = (sac_scratch.load_dataset(sac_scratch.Args(dataset=name), env) for name in names)
     kept = np.arange(10) != 3  # nothing follows a terminal
     assert np.array_equal(one.rows[kept], other.rows[kept]) and np.array_equal(one.ends, other.ends)
 
@@ -369,9 +296,8 @@ def sources(collect):
 
 @pytest.mark.parametrize("shares, expected", [(("=0.25", "=0.75"), (51, 152)), (("", ""), (102, 101))])
 def test_a_mix_has_exact_shares_of_whole_episodes_in_their_order(collect, sources, shares, expected):
-    mix = collect(
-        f"--mix hopper/a-v0{shares[0]} hopper/b-v0{shares[1]} --steps 203 --dataset-id hopper/mix-v0"
-    )
+    parts = f"hopper/a-v0{shares[0]} hopper/b-v0{shares[1]}"
+    mix = collect(f"--mix {parts} --steps 203 --dataset-id hopper/mix-v0")
     a, b, *seeds = sources
     taken, drawn, cut = [0, 0], [[], []], [0, 0]
     for episode, seed in zip(mix, seeds_of(mix), strict=True):
@@ -417,40 +343,21 @@ def test_a_mix_of_everything_is_the_source_also_of_dict_observations(collect, so
 # ---- bad input ----
 
 
-class Code:
-    """Pickles as a call that makes a folder."""
-
-    def __reduce__(self):
-        return Path.mkdir, (Path("executed"),)
-
-
 @pytest.fixture
-def bad(collect, work, trained, first_house):
-    """Files that cannot be used, in the working directory."""
+def bad(collect, work, trained):
+    """Files that cannot be used, in the working directory; checkpoints: more in test_watch_policy.py."""
     saved = torch.load(trained / "seed1" / "checkpoint.pt", weights_only=True)
-    actor = saved["state"]["actor"]
-    nan, narrow = actor["0.weight"] * torch.nan, actor["0.weight"][:, :8]
-    for name, changes in {
-        "good": {},
-        "nan": {"state": saved["state"] | {"actor": actor | {"0.weight": nan}}},
-        "narrow": {"state": saved["state"] | {"actor": actor | {"0.weight": narrow}}},
-        "dqn": {"family": "dqn"},
-        "cheetah": {"env": "HalfCheetah-v4"},
-        "code": {"run": Code()},
-    }.items():
-        torch.save(saved | changes, f"{name}.pt")
+    torch.save(saved, "good.pt")
     torch.save({"weights": torch.zeros(3)}, "foreign.pt")
-    Path("cut.pt").write_bytes(Path("good.pt").read_bytes()[:5000])
+    first = {key: saved[key] for key in ("script", "env", "run", "phase")}
+    torch.save(first | {"agent": saved["state"]["actor"]}, "first.pt")
+    new_checkpoint("td3_bc", work / "td3_bc")
     write_d4rl("nan.hdf5", rewards=np.where(np.arange(12) == 5, np.nan, 1))
     write_d4rl("over.hdf5", actions=np.full((12, 3), 1.1))
     write_d4rl("short.hdf5", rewards=np.zeros(11))
     write_d4rl("narrow.hdf5", observations=np.zeros((12, 8)))
-    for name, env_id in {
-        "here": "Hopper-v4",
-        "five": "Hopper-v5",
-        "cut": "Hopper-v4",
-        "nan": "Hopper-v4",
-    }.items():
+    for name in ("here", "five", "cut", "nan"):
+        env_id = "Hopper-v5" if name == "five" else "Hopper-v4"
         collect(f"--policy random --env {env_id} --steps 6 --dataset-id hopper/{name}-v0")
     with open("minari/hopper/cut-v0/data/main_data.hdf5", "r+b") as file:
         file.truncate(1000)
@@ -462,10 +369,10 @@ def bad(collect, work, trained, first_house):
         Path(name, "seed1").mkdir(parents=True)
         torch.save(replay | changes, f"{name}/seed1/resume.pt")
     shutil.copytree("none/seed1", "old/seed7")
-    return {"RUN": str(trained), "OFFLINE": str(first_house["td3"])}
 
 
 NEW = "--dataset-id hopper/new-v0"
+MIX = f"{NEW} --mix hopper/here-v0"
 CONVERT = f"{NEW} --env Hopper-v4 --convert"
 BAD = {
     "no source": (NEW, "one of --policy, --from-run, --mix and --convert is needed"),
@@ -478,24 +385,16 @@ BAD = {
     "unknown module": (f"--policy random --env nowhere:Hopper-v4 {NEW}", "--env nowhere:Hopper-v4"),
     "discrete env": (f"--policy random --env CartPole-v1 {NEW}", "--env CartPole-v1"),
     "env that raises": (f"--policy random --env odd_envs:Raises-v0 {NEW}", "no display"),
-    "infinite reward": (
-        f"--policy random --env odd_envs:SometimesInfinite-v0 --steps 100 {NEW}",
-        "(-inf) is not",
-    ),
+    "infinite reward": (f"--policy random --env odd_envs:SometimesInfinite-v0 {NEW}", "(-inf) is not"),
     "no checkpoint": (f"--policy nowhere.pt {NEW}", "--policy nowhere.pt"),
     "empty folder": (f"--policy empty {NEW}", "--policy empty"),
     "two seeds": (f"--policy RUN {NEW}", "holds 2 seeds"),
-    "cut checkpoint": (f"--policy cut.pt {NEW}", "--policy cut.pt"),
-    "foreign checkpoint": (f"--policy foreign.pt {NEW}", "--policy foreign.pt"),
-    "code in checkpoint": (f"--policy code.pt {NEW}", "--policy code.pt"),
-    "other family": (f"--policy dqn.pt {NEW}", "dqn"),
-    "no distribution": (f"--policy OFFLINE {NEW}", "has no distribution"),
-    "nan parameters": (f"--policy nan.pt {NEW}", "not finite"),
-    "other tensors": (f"--policy narrow.pt {NEW}", "do not fit"),
-    "other shapes": (f"--policy cheetah.pt {NEW}", "HalfCheetah-v4"),
+    "foreign checkpoint": (f"--policy foreign.pt {NEW}", "--policy foreign.pt: is no checkpoint"),
+    "checkpoint of the first version": (f"--policy first.pt {NEW}", "the first version of these scripts"),
+    "no distribution": (f"--policy td3_bc {NEW}", "has no distribution"),
     "other env": (f"--policy good.pt --env Hopper-v5 {NEW}", "--env Hopper-v5"),
     "no run": (f"--from-run nowhere {NEW}", "--from-run nowhere: is no folder of a run"),
-    "run without replay": (f"--from-run OFFLINE {NEW}", "--from-run"),
+    "run without replay": (f"--from-run td3_bc {NEW}", "--from-run td3_bc: is no folder"),
     "run of the first format": (f"--from-run old/seed1 {NEW}", "another version of these scripts (format 1)"),
     "empty replay": (f"--from-run none {NEW}", "0 online transitions"),
     "run of another env": (f"--from-run RUN --env Hopper-v5 {NEW}", "--env Hopper-v5"),
@@ -505,26 +404,17 @@ BAD = {
     "negative share": (f"--mix hopper/here-v0=1.5 hopper/five-v0=-0.5 {NEW}", "share"),
     "nan share": (f"--mix hopper/here-v0=nan {NEW}", "share"),
     "empty share": (f"--mix hopper/here-v0= {NEW}", "share"),
-    "tiny share": (
-        f"--mix hopper/here-v0=0.999 hopper/five-v0=0.001 --steps 4 {NEW}",
-        "less than a transition",
-    ),
+    "tiny share": (f"{MIX}=0.999 hopper/five-v0=0.001 --steps 4", "less than a transition"),
     "twice": (f"--mix hopper/here-v0=0.5 hopper/here-v0=0.5 {NEW}", "once"),
     "missing source": (f"--mix hopper/nowhere-v0 {NEW}", "hopper/nowhere-v0"),
     "cut source": (f"--mix hopper/cut-v0 --steps 4 {NEW}", "hopper/cut-v0: cannot be read"),
     "nan source": (f"--mix hopper/nan-v0 --steps 4 {NEW}", "reward of row 3 is not finite"),
-    "source of another env": (
-        f"--mix hopper/here-v0 hopper/five-v0 --steps 4 {NEW}",
-        "recorded in Hopper-v5",
-    ),
-    "source of another --env": (
-        f"--mix hopper/five-v0 --env Hopper-v4 --steps 4 {NEW}",
-        "recorded in Hopper-v5",
-    ),
+    "source of another env": (f"{MIX} hopper/five-v0 --steps 4", "recorded in Hopper-v5"),
+    "source of another --env": (f"{MIX} --env Hopper-v5 --steps 4", "recorded in Hopper-v4"),
     "small source": (f"--mix hopper/here-v0 --steps 7 {NEW}", "6 transitions"),
     "file without --env": (f"--convert nan.hdf5 {NEW}", "--env does"),
     "no file": (f"{CONVERT} nowhere.hdf5", "nowhere.hdf5: cannot be read"),
-    "no HDF5 file": (f"{CONVERT} cut.pt", "cut.pt: cannot be read"),
+    "no HDF5 file": (f"{CONVERT} good.pt", "good.pt: cannot be read"),
     "short column": (f"{CONVERT} short.hdf5", "do not match"),
     "narrow file": (f"{CONVERT} narrow.hdf5", "obs has shape (8,), in Hopper-v4 (11,)"),
     "nan in a file": (f"{CONVERT} nan.hdf5", "reward of row 5 is not finite: nan"),
@@ -532,22 +422,20 @@ BAD = {
 }
 
 
-def test_bad_input_is_one_line_and_writes_nothing(collect, bad, work, capfd, subtests):
+def test_bad_input_is_one_line_and_writes_nothing(collect, bad, trained, work, capfd, subtests):
     before = sorted(work.rglob("*"))
     for name, (arguments, wanted) in BAD.items():
-        for placeholder, folder in bad.items():
-            arguments = arguments.replace(placeholder, folder)
         capfd.readouterr()
         with subtests.test(name):
             with pytest.raises(SystemExit) as stopped:
-                collect(arguments)
+                collect(arguments.replace("RUN", str(trained)))
             out, err = capfd.readouterr()
             assert stopped.value.code == 2 and out == ""
             assert err.startswith("error: ") and err.count("\n") == 1 and wanted in err
             assert sorted(work.rglob("*")) == before
 
 
-@pytest.mark.parametrize("option", ["steps 0", "steps -5", "seed -1", "noise-std -0.1", "noise-std nan"])
+@pytest.mark.parametrize("option", ["steps 0", "seed -1", "noise-std nan"])
 def test_an_option_out_of_range_is_refused_by_name(collect, work, capfd, option):
     with pytest.raises(SystemExit) as stopped:
         collect(f"--policy random {NEW} --{option}")
@@ -557,9 +445,10 @@ def test_an_option_out_of_range_is_refused_by_name(collect, work, capfd, option)
     assert list((work / "minari").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "target, error", [("Episode.step", KeyboardInterrupt()), ("write_episodes", OSError("full"))]
-)
+STOPS = [("Episode.step", KeyboardInterrupt()), ("write_episodes", OSError("full"))]
+
+
+@pytest.mark.parametrize("target, error", STOPS)
 def test_an_interruption_or_a_full_disk_leaves_no_dataset(collect, work, capfd, monkeypatch, target, error):
     def stop(*_):
         raise error

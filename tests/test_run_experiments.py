@@ -2,8 +2,7 @@
 
 The stand-in keeps the scripts' promises: command and status in config.json, resume.pt while it is not finished,
 SIGTERM saves and ends. Its `--steps` take a tenth of a second each; it ends sooner when there is a file `finish`,
-and at `--fail N` with exit status 1. It shows a bar, as the first house does in a file; with `--lines 1` the
-second's lines.
+and at `--fail N` with exit status 1.
 """
 
 import json
@@ -21,9 +20,11 @@ from pathlib import Path
 import pytest
 import tyro
 
+import run_experiments
+
 ROOT = Path(__file__).resolve().parents[1]
 STAND_IN = """
-import json, os, signal, sys, time
+import json, os, re, signal, sys, time
 from pathlib import Path
 
 given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
@@ -33,11 +34,12 @@ if "--resume" in given:  # the folder of the first seed
     step, given = int((folder / "resume.pt").read_text()), config["given"]
     print("resumes: at step", step)
 else:
-    folder = Path(given["--runs-dir"], given.get("--env", "Env"), "train-" + given["--tag"], "seed1")
+    folder = Path(given["--runs-dir"], re.sub("[:/]", "_", given.get("--env", "Env")), "train-" + given["--tag"], "seed1")
     if folder.exists() and "--overwrite" not in sys.argv:
         sys.exit(f"error: {folder} exists")
     folder.mkdir(parents=True, exist_ok=True)
     config = {"script": "train", "command": ["train.py", *sys.argv[1:]], "given": given, "seed": 1, "num_seeds": 1}
+    config["format"] = 2
     step = 0
 stopped = []
 signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
@@ -52,11 +54,7 @@ write("running")
 total = int(given.get("--steps", 3))
 while step < total and not Path('finish').exists():
     (folder / "resume.pt").write_text(str(step))
-    if "--lines" in given:
-        print(f"online {step:>9,}: return 7 +- 1 over 2 seeds, 0.1 min", flush=True)
-    else:
-        bar = f"online:  50%|#####     | {step}/{total} [00:03<00:04, 9.0 steps/s, return 7]"
-        print("\\r" + bar, end="", flush=True)
+    print(f"online {step:>9,}: return 7 +- 1 over 2 seeds, 0.1 min", flush=True)
     if stopped:
         write("interrupted")
         sys.exit(143)
@@ -69,7 +67,7 @@ while step < total and not Path('finish').exists():
         file.write(f"{step} {os.environ.get('CUDA_VISIBLE_DEVICES')} {os.environ['OMP_NUM_THREADS']}\\n")
 write(given.get("--status", "finished"))
 (folder / "resume.pt").unlink(missing_ok=True)
-print("\\nfinished in 0.0 min, last return 7; by seed [7.0]")
+print("finished in 0.0 min: return 7")
 """
 PLOT = "import sys; print('drawn:', *sys.argv[1:])"
 SAY_GPUS = "#!/bin/sh\nprintf 'GPU 0: one\\nGPU 1: two\\n'\n"
@@ -143,7 +141,7 @@ def files() -> dict:
 
 def test_runs_wait_for_their_starts_and_a_second_call_skips_all(repo):
     name = write(
-        "a: train.py --tag a",
+        "a: train.py --tag a --env module:Field/Spaced-v0",
         "b: train.py --tag b --from {a}",
         "c: train.py --tag c",
         figures=("plot.py {a} {b} --out {runs}/x",),
@@ -152,11 +150,12 @@ def test_runs_wait_for_their_starts_and_a_second_call_skips_all(repo):
     events = [line.split()[1:3] for line in out.splitlines() if line[2:3] == ":"]
     assert events.index(["started", "b:"]) > events.index(["finished", "a:"])
     assert sorted(events) == sorted([what, f"{job}:"] for what in ("started", "finished") for job in "abc")
-    assert "3 runs: 0 finished, about 2 min to go, 2 at once" in out and "last return 7" in out
-    folders = "runs/exp/Env/train-a runs/exp/Env/train-b"
+    assert "3 runs: 0 finished, about 2 min to go, 2 at once" in out and "in 0.0 min: return 7" in out
+    start = "runs/exp/module_Field_Spaced-v0/train-a"
+    folders = f"{start} runs/exp/Env/train-b"
     assert f"drawn: {folders} --out runs/exp/x" in out and "3 runs: 3 finished; results in runs/exp" in out
     command = json.loads(Path("runs/exp/Env/train-b/seed1/config.json").read_text())["command"]
-    assert command == ["train.py", "--tag", "b", "--from", "runs/exp/Env/train-a", "--runs-dir", "runs/exp"]
+    assert command == ["train.py", "--tag", "b", "--from", start, "--runs-dir", "runs/exp"]
     before = {path: text for path, text in files().items() if "runs/" in path}
     out = run(name)
     assert "started" not in out and "3 finished" in out
@@ -177,22 +176,11 @@ def test_jobs_run_side_by_side_up_to_the_number_asked_for(repo):
     assert all(step[1:] == ["None", "1"] for step in steps("a"))  # no GPU, one thread
 
 
-def test_runs_are_found_whatever_their_environments_folder_is_called(repo):
-    name = write(
-        "slash: train.py --tag a --env Field/Spaced-v0",
-        "flat: train.py --tag b --env Field_Spaced-v0",
-        "from: train.py --tag c --from {slash}",
-    )
-    out = run(name)
-    assert "3 runs: 3 finished" in out and Path("runs/exp/Field/Spaced-v0/train-a/seed1").is_dir()
-    command = json.loads(Path("runs/exp/Env/train-c/seed1/config.json").read_text())["command"]
-    assert command[3:5] == ["--from", "runs/exp/Field/Spaced-v0/train-a"]
-    assert "started" not in run(name)
-
-
 def test_foreign_files_under_the_runs_folder_do_no_harm(repo):
+    """Nor runs of the first version, whose config.json names no format."""
     name = write("a: train.py --tag a")
-    for i, text in enumerate(("", "[]", "{", "{}", '{"command": 3}')):
+    first_house = {"command": ["train.py", "--tag", "a"], "status": "finished"}
+    for i, text in enumerate(("", "[]", "{", "{}", '{"command": 3}', json.dumps(first_house))):
         folder = Path(f"runs/exp/Env/other{i}/seed1")
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(text)
@@ -254,17 +242,8 @@ def test_a_terminal_shows_where_the_running_jobs_stand(repo):
     shown = os.read(ours, 100_000).decode()
     os.close(theirs)
     assert process.returncode == 0 and "\x1b[2A\x1b[J" in shown
-    assert re.search(r"  a: online \d+ of 12, return 7, 00:04 left, for under a minute\r\n", shown), shown
+    assert re.search(r"  a: online \d+: return 7 \+- 1 over 2 seeds, 0.1 min, for under a minute\r\n", shown)
     assert "  1 runs: 0 finished, under a minute to go\r\n" in shown or "about 1 min to go\r\n" in shown
-
-
-def test_without_a_bar_the_last_evaluation_is_shown(repo):
-    import run_experiments
-
-    run(write("a: train.py --tag a --lines 1"))
-    job = run_experiments.Job("a", "train.py --tag a --lines 1", 1, Path("runs/exp"), started=time.time())
-    shown = run_experiments.describe(job)
-    assert shown == "  a: online 2: return 7 +- 1 over 2 seeds, 0.1 min, for under a minute"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -326,7 +305,7 @@ def test_a_run_that_was_cut_before_its_first_save_starts_again(repo):
 
 def test_gpus_are_shared_out_and_hours_limit_what_is_started(repo, monkeypatch):
     (repo / "bin" / "nvidia-smi").write_text(SAY_GPUS)
-    name = write(*(f"{tag} (gpu): train.py --tag {tag} --steps 20" for tag in "abcd"))
+    name = write(*(f"{tag} (gpu): train.py --tag {tag} --steps 5" for tag in "abcd"))
     out = run(f"{name} --jobs-per-gpu 1 --hours {1.4 / 60}")
     assert "2 at once on 2 GPU" in out and "4 runs: 2 finished, 2 not run" in out
     assert {steps("a")[0][1], steps("b")[0][1]} == {"0", "1"}
@@ -337,6 +316,7 @@ def test_gpus_are_shared_out_and_hours_limit_what_is_started(repo, monkeypatch):
     assert out.count("not run: ") == 2 and "needs a GPU" in run(f"{name} --dry-run")
 
 
+@pytest.mark.slow
 def test_ray_resumes_the_run_of_a_lost_worker_and_stops_when_told(repo):
     """A real Ray on this machine: two jobs at once, each the child of its worker; one worker is killed."""
     pytest.importorskip("ray", reason="Ray is optional: pip install -r requirements-ray.txt")
@@ -373,68 +353,49 @@ def test_ray_resumes_the_run_of_a_lost_worker_and_stops_when_told(repo):
     assert "resume    c" in run(f"{name} --dry-run")  # and paths are those of a run without Ray
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "missing.toml: No such file or directory"),
-        ("title = ", "exp.toml: Invalid value"),
-        ("titel = 'x'", "exp.toml: unknown key titel; choose among title, about, run, hardware, figure"),
-        ("title = 'x'\nabout = 'y'", "exp.toml: run is missing or empty"),
-        ("{top}\nrun = ['x']", "exp.toml, run 1: 'x' is no table"),
-        ("{top}[[run]]\nname = 'a'\nminutes = 1", "exp.toml, run 1: command is missing"),
-        ("{top}{run}seed = 3", "exp.toml, run 1: unknown key seed"),
-        ("{top}{run}gpu = 1", "exp.toml, run 1: gpu = 1 is of the wrong type"),
-        (
-            "{top}[[run]]\nname = 'a'\nminutes = -1\ncommand = 'train.py'",
-            "run 1: minutes = -1 must be positive",
-        ),
-        (
-            "{top}[[run]]\nname = 'a b'\nminutes = 1\ncommand = 'train.py'",
-            "run 1: name 'a b' is taken, or not made",
-        ),
-        ("{top}{run}[[run]]\nname = 'a'\nminutes = 1\ncommand = 'train.py'", "run 2: name 'a' is taken"),
-        (
-            "{top}{run}[[run]]\nname = 'b'\nminutes = 1\ncommand = 'train.py --tag  a'",
-            "b has the same command as a",
-        ),
-        (
-            "{top}[[run]]\nname = 'a'\nminutes = 1\ncommand = 'nothing.py'",
-            "run 1: there is no script nothing.py in",
-        ),
-        (
-            "{top}[[run]]\nname = 'a'\nminutes = 1\ncommand = 'train.py {{b}}'",
-            "unknown name {b}; named so far: none",
-        ),
-        ("{top}[[run]]\nname = 'a'\nminutes = 1\ncommand = 'train.py \"x'", "run 1: No closing quotation in"),
-        (
-            "{top}[[run]]\nname = 'a'\nminutes = 1\ncommand = 'train.py --runs-dir x'",
-            "--runs-dir is for run_exp",
-        ),
-        (
-            "{top}{run}[[figure]]\ncommand = 'plot.py {{b}}'",
-            "figure 1: unknown name {b}; named so far: a, runs",
-        ),
-    ],
-)
-def test_bad_files_end_with_one_line_and_nothing_is_started(repo, text, message):
-    if text:
-        top, one = (
-            "title = 'x'\nabout = 'y'\n",
-            "[[run]]\nname = 'a'\nminutes = 1\ncommand = 'train.py --tag a'\n",
-        )
-        Path("exp.toml").write_text(text.format(top=top, run=one))
-    before = files()
-    out = run("exp.toml" if text else "missing.toml", status=2)
-    assert out.startswith("error: ") and out.count("\n") == 1 and message in out, out
-    assert files() == before
+TOP = "title = 'x'\nabout = 'y'\n"
+RUN = "[[run]]\nname = 'a'\nminutes = 1\ncommand = 'train.py --tag a'\n"
+BAD_FILES = {
+    "title = ": "exp.toml: Invalid value",
+    "titel = 'x'": "exp.toml: unknown key titel; choose among title, about, run, hardware, figure",
+    TOP: "exp.toml: run is missing or empty",
+    f"{TOP}run = ['x']": "exp.toml, run 1: 'x' is no table",
+    f"{TOP}[[run]]\nname = 'a'\nminutes = 1": "exp.toml, run 1: command is missing",
+    f"{TOP}{RUN}seed = 3": "exp.toml, run 1: unknown key seed",
+    f"{TOP}{RUN}gpu = 1": "exp.toml, run 1: gpu = 1 is of the wrong type",
+    TOP + RUN.replace("= 1", "= -1"): "run 1: minutes = -1 must be positive",
+    TOP + RUN.replace("'a'", "'a b'"): "run 1: name 'a b' is taken, or not made",
+    TOP + RUN + RUN: "run 2: name 'a' is taken",
+    TOP + RUN + RUN.replace("'a'", "'b'").replace("--tag a", "--tag  a"): "b has the same command as a",
+    TOP + RUN.replace("train", "nothing"): "run 1: there is no script nothing.py in",
+    TOP + RUN.replace("--tag a", "{b}"): "unknown name {b}; named so far: none",
+    TOP + RUN.replace("--tag a", '"x'): "run 1: No closing quotation in",
+    TOP + RUN.replace("--tag", "--runs-dir"): "--runs-dir is for run_exp",
+    f"{TOP}{RUN}[[figure]]\ncommand = 'plot.py {{b}}'": "figure 1: unknown name {b}; named so far: a, runs",
+}
 
 
-@pytest.mark.parametrize(
-    "option", ["--jobs -1", "--hours 0", "--jobs-per-gpu 0", "--runs-dir train.py", "--ray a b"]
-)
-def test_bad_options_end_with_one_line(repo, option):
-    out = run(f"{write('a: train.py --tag a')} {option}", status=2).splitlines()[-1]
-    assert out.startswith("error: --") and option.split()[0] in out
+def test_bad_files_end_with_one_line_and_nothing_is_started(repo, monkeypatch, capsys, subtests):
+    monkeypatch.setattr(run_experiments, "ROOT", repo)
+    for text, message in BAD_FILES.items():
+        Path("exp.toml").write_text(text)
+        before = files()
+        with subtests.test(message):
+            with pytest.raises(SystemExit) as ended:
+                run_experiments.main(run_experiments.Args(Path("exp.toml")))
+            out, error = capsys.readouterr()
+            assert ended.value.code == 2 and out == "" and files() == before
+            assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+BAD_OPTIONS = ["exp.toml --jobs -1", "exp.toml --hours 0", "exp.toml --jobs-per-gpu 0", "missing.toml"]
+
+
+@pytest.mark.parametrize("arguments", [*BAD_OPTIONS, "exp.toml --runs-dir train.py", "exp.toml --ray a b"])
+def test_bad_options_end_with_one_line(repo, arguments):
+    write("a: train.py --tag a")
+    out = run(arguments, status=2).splitlines()[-1]
+    assert out.startswith("error: ") and arguments.removeprefix("exp.toml ").split()[0] in out
 
 
 # ---- the scripts themselves ----
@@ -447,7 +408,7 @@ def test_a_killed_training_run_is_resumed(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     name = write(
         "scratch: sac_scratch.py --env odd_envs:Odd/Spaced-v0 --num-seeds 2 --hidden-dim 8 --batch-size 16 "
-        "--online-steps 300 --warmup-steps 20 --eval-every 300 --eval-episodes 1 --compile off "
+        "--online-steps 60 --warmup-steps 20 --eval-every 60 --eval-episodes 1 --compile off "
         "--checkpoint-every 0"
     )
     command = [sys.executable, str(ROOT / "run_experiments.py"), name]
@@ -463,7 +424,7 @@ def test_a_killed_training_run_is_resumed(tmp_path, monkeypatch):
     assert "finished scratch: in 0." in again.stdout and "return 10" in again.stdout
     for seed in "12":
         assert json.loads((folder / f"seed{seed}/config.json").read_text())["status"] == "finished"
-        assert ",300," in (folder / f"seed{seed}/eval.csv").read_text().splitlines()[-1]
+        assert ",60," in (folder / f"seed{seed}/eval.csv").read_text().splitlines()[-1]
     dry = subprocess.run([*command, "--dry-run"], capture_output=True, text=True).stdout
     assert f"finished  scratch: {folder}" in dry
 
@@ -471,8 +432,6 @@ def test_a_killed_training_run_is_resumed(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.toml")), ids=lambda path: path.stem)
 def test_the_experiment_files_are_sound(path):
     """Every command is one that its script takes, and every figure's options are plot_curves.py's."""
-    import run_experiments
-
     experiment, jobs = run_experiments.read_experiment(path, Path("runs") / path.stem)
     assert tomllib.loads(path.read_text())["title"] and jobs
     commands = [job.command for job in jobs] + [figure["command"] for figure in experiment["figure"]]
