@@ -30,10 +30,11 @@ at its end: a run is recognised by the command in its config.json. Estimated tim
 scaled by those of its runs that have finished.
 
 Reads   experiments/NAME.toml, <runs-dir>/NAME/<env>/<run>/seed<k>/config.json.
-Writes  <runs-dir>/NAME/logs/<name of the run>.log, and what the commands write.
+Writes  <runs-dir>/NAME/logs/<name of the run>.log, what the commands write, and results.zip: all of it
+        but checkpoints and TensorBoard's events.
 Run     python run_experiments.py experiments/smoke.toml
         python run_experiments.py experiments/chapter.toml --dry-run
-        python run_experiments.py experiments/sac.toml --jobs 2 --hours 1
+        python run_experiments.py experiments/sac.toml --jobs 2 --minutes 60
         python run_experiments.py experiments/chapter.toml --ray    # on a Ray cluster: requirements-ray.txt
 """
 
@@ -50,6 +51,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import zipfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +87,7 @@ class Args:
     dry_run: bool = False  # print what would run, what is finished and what would be resumed; start nothing
     jobs: int = 0  # runs at once; 0: one a CPU core, or --jobs-per-gpu on each GPU
     jobs_per_gpu: int = 2  # runs that share a GPU
-    hours: float = math.inf  # start only what fits into this time, by the estimates, in the order of the file
+    minutes: float = math.inf  # stop then, what runs is saved; start only what fits by the file's estimates
     runs_dir: str = "runs"  # results, logs and figures go to <runs-dir>/<name of the file>/
     ray: tuple[str, ...] | None = None  # run on Ray: at this address, else on a running cluster or here
 
@@ -501,7 +503,7 @@ def typed(job: Job) -> str:
 
 def choose(jobs: list[Job], args: Args, machine: Machine) -> None:
     """Marks what this machine or the time cannot run."""
-    budget, ends = 60 * args.hours * machine.size, {}
+    budget, ends = args.minutes * machine.size, {}
     for job in jobs:
         if job.gpu and not machine.gpus and job.state in TO_DO:
             job.state, job.note = "not run", "needs a GPU"
@@ -510,8 +512,8 @@ def choose(jobs: list[Job], args: Args, machine: Machine) -> None:
             continue
         left = minutes_left(job, jobs)
         ends[job] = left + max([ends.get(need, 0.0) for need in job.needs], default=0.0)
-        if left > budget or ends[job] > 60 * args.hours:
-            job.state, job.note = "not run", f"{duration(left)}: does not fit into --hours {args.hours:g}"
+        if left > budget or ends[job] > args.minutes:
+            job.state, job.note = "not run", f"{duration(left)}: does not fit into --minutes {args.minutes:g}"
         else:
             budget -= left
 
@@ -544,9 +546,9 @@ def settle(job: Job, ended: str, stopping: bool, display: Display) -> None:
         display.event("FAILED", job, "\n    ".join([f"{ended}; the end of {job.log}:", *last_lines(job.log)]))
 
 
-def run_jobs(jobs: list[Job], machine: Machine, display: Display) -> int:
-    """Runs all that can run; returns the signal that ended it, or 0."""
-    signals, stops = [], 0
+def run_jobs(jobs: list[Job], machine: Machine, display: Display, minutes: float) -> int:
+    """Runs all that can run, for so long; returns the signal that ended it, or 0."""
+    signals, stops, limit = [], 0, time.time() + 60 * minutes
     handlers = {n: signal.signal(n, lambda n, _: signals.append(n)) for n in (signal.SIGINT, signal.SIGTERM)}
     while True:
         if not signals:
@@ -554,6 +556,8 @@ def run_jobs(jobs: list[Job], machine: Machine, display: Display) -> int:
         running = [job for job in jobs if job.state == "running"]
         if not running:
             break
+        if time.time() > limit and not signals:
+            signals.append(0)  # as if told to stop
         if len(signals) > stops:
             saving = f"stopping: {len(running)} jobs save their state (again: kill them)"
             display.say("killing them" if stops else saving)
@@ -587,11 +591,20 @@ def draw_figures(figures: list[dict], jobs: list[Job]) -> bool:
     return good
 
 
+def pack(root: Path) -> Path:
+    """All that figures and tables need, in one file: no checkpoints, no events of TensorBoard."""
+    with zipfile.ZipFile(root / "results.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(root.rglob("*")):
+            if path.suffix in (".csv", ".json", ".log", ".png", ".svg"):
+                archive.write(path, path.relative_to(root))
+    return root / "results.zip"
+
+
 def main(args: Args) -> None:
     if len(args.ray or ()) > 1:
         fail(f"--ray {' '.join(args.ray)}: takes one address, or none")
-    if args.jobs < 0 or args.jobs_per_gpu < 1 or not args.hours > 0:
-        fail("--jobs, --jobs-per-gpu and --hours must be positive")
+    if args.jobs < 0 or args.jobs_per_gpu < 1 or not args.minutes > 0:
+        fail("--jobs, --jobs-per-gpu and --minutes must be positive")
     root = Path(args.runs_dir) / args.experiment.stem
     if args.ray is not None:
         root = root.resolve()  # other machines start elsewhere
@@ -616,14 +629,17 @@ def main(args: Args) -> None:
     except OSError as error:
         fail(f"--runs-dir {args.runs_dir}: {error.strerror} ({error.filename or root})")
     display = Display()
-    stopped = run_jobs(jobs, machine, display)
+    stopped = run_jobs(jobs, machine, display, args.minutes)
     if stopped:
         print(f"interrupted; go on with: python {shlex.join(sys.argv)}")
         raise SystemExit(128 + stopped)
     drawn = draw_figures(experiment["figure"], jobs)
     print()
     print_rest(jobs)
-    print(f"{summary(jobs, machine)}; results in {root}")
+    for job in jobs:
+        if job.state in TO_DO:
+            print(f"not finished: {job.name}; the same command goes on")
+    print(f"{summary(jobs, machine)}; results in {root}, without checkpoints in {pack(root)}")
     if not drawn or any(job.state == "failed" for job in jobs):
         raise SystemExit(1)
 

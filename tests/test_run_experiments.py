@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import zipfile
 from importlib import import_module
 from pathlib import Path
 
@@ -303,17 +304,29 @@ def test_a_run_that_was_cut_before_its_first_save_starts_again(repo):
     assert "finished a" in run(name) and "started" not in run(name)
 
 
-def test_gpus_are_shared_out_and_hours_limit_what_is_started(repo, monkeypatch):
+def test_gpus_are_shared_out_and_minutes_limit_what_is_started(repo, monkeypatch):
     (repo / "bin" / "nvidia-smi").write_text(SAY_GPUS)
     name = write(*(f"{tag} (gpu): train.py --tag {tag} --steps 5" for tag in "abcd"))
-    out = run(f"{name} --jobs-per-gpu 1 --hours {1.4 / 60}")
+    out = run(f"{name} --jobs-per-gpu 1 --minutes 1.4")
     assert "2 at once on 2 GPU" in out and "4 runs: 2 finished, 2 not run" in out
     assert {steps("a")[0][1], steps("b")[0][1]} == {"0", "1"}
-    assert "not run: c (about 1 min: does not fit into --hours 0.0233333): python train.py --tag c" in out
+    assert "not run: c (about 1 min: does not fit into --minutes 1.4): python train.py --tag c" in out
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert "2 at once on 1 GPU" in run(f"{name} --dry-run")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert out.count("not run: ") == 2 and "needs a GPU" in run(f"{name} --dry-run")
+
+
+def test_at_the_limit_all_is_saved_and_packed_and_the_same_command_goes_on(repo):
+    name = write("a: train.py --tag a --steps 1", "b: train.py --tag b --steps 400")
+    Path(name).write_text(Path(name).read_text().replace("minutes = 1", "minutes = 0.01"))
+    out = run(f"{name} --minutes 0.1")
+    assert "finished a" in out and "stopped  b: its state is saved" in out
+    assert "not finished: b; the same command goes on" in out
+    with zipfile.ZipFile("runs/exp/results.zip") as archive:
+        names = archive.namelist()
+    assert any(n.endswith("eval.csv") for n in names) and not any(n.endswith(".pt") for n in names)
+    assert "resume    b" in run(f"{name} --dry-run")
 
 
 @pytest.mark.slow
@@ -388,7 +401,7 @@ def test_bad_files_end_with_one_line_and_nothing_is_started(repo, monkeypatch, c
             assert error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
-BAD_OPTIONS = ["exp.toml --jobs -1", "exp.toml --hours 0", "exp.toml --jobs-per-gpu 0", "missing.toml"]
+BAD_OPTIONS = ["exp.toml --jobs -1", "exp.toml --minutes 0", "exp.toml --jobs-per-gpu 0", "missing.toml"]
 
 
 @pytest.mark.parametrize("arguments", [*BAD_OPTIONS, "exp.toml --runs-dir train.py", "exp.toml --ray a b"])
