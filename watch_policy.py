@@ -59,7 +59,7 @@ PROBE = """import sys, gymnasium
 env = gymnasium.make(sys.argv[1], render_mode="rgb_array", disable_env_checker=True)
 env.reset(seed=0)
 env.render()[0, 0]"""
-GIF_FPS, GIF_FRAMES, GIF_WIDTH = 25, 250, 256  # frames at most, pixels of a frame
+GIF_FPS, GIF_FRAMES, GIF_WIDTH = 25, 120, 256  # frames at most, pixels of a frame
 STRIP_FRAMES, STRIP_WIDTH = 8, 160
 CSV_COLUMNS = (
     *("checkpoint", "run", "seed", "phase", "gradient_step", "env_step", "episode", "reset_seed"),
@@ -446,7 +446,7 @@ def write_gif(part: Path, policies: list[Policy], args: Args) -> None:
             name = [*textwrap.wrap(policy.run, 42, max_lines=3, placeholder="..."), "", ""][:3]
             lines = [f"{policy.label}, {policy.steps}", *name, f"step {step}, return {total:.0f}{end}"]
             panels.append(captioned(image, lines))
-        return tiled(panels, min(4, len(panels))).quantize()
+        return tiled(panels, min(4, len(panels))).quantize(64)
 
     pictures = map(draw, range(1, count))
     durations = [max(20, round(1000 * every / fps, -1))] * (count - 1) + [2000]  # milliseconds

@@ -1,0 +1,274 @@
+"""What a GPU does with these scripts, in at most nine minutes, the most telling first.
+
+    python benchmarks/gpu.py                       all parts, one table, results in gpu.csv
+    python benchmarks/gpu.py --only check speed    some of them
+    python benchmarks/gpu.py --device cpu --quick  does it run at all? (two minutes on a CPU)
+
+check     every script compiles with one, two and ten seeds, never falls back to eager, and has the eager numbers after
+          50 updates; a process per script, side by side
+speed     updates/s of all seeds together: TD3+BC and SAC offline, one and ten seeds, beside eager ones
+online    environment steps/s per seed of SAC, one update per step, with 1 and 10 seeds
+variants  of TD3+BC with one and ten seeds: updates per CUDA graph, Inductor's joined kernels, the critics' last layer as
+          a matrix product instead of multiply-and-sum
+growth    SAC offline over 1, 2, 5, 10, 20, 50 seeds
+profile   the kernels of one compiled update of TD3+BC, ten seeds, with their times
+
+Every row is printed and written as soon as it is measured; what no longer fits into --minutes is left out and said.
+Batch 256, networks of 2x256, ReLU, no LayerNorm, Hopper's sizes, 200,000 rows of noise.
+"""
+
+import csv
+import importlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from torch.utils._pytree import tree_leaves, tree_map
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+OBS_DIM, ACTION_DIM = 11, 3
+SCRIPTS = ["td3_bc", "td3_c", "offline_pretrain_sac", "online_finetune_sac", "sac_scratch"]
+SCRIPTS += ["cql_sac", "iql", "awac", "o3f_select"]
+PARTS = ["check", "speed", "online", "variants", "growth", "profile"]
+
+
+@dataclass
+class Args:
+    only: tuple[
+        Literal["check", "speed", "online", "variants", "growth", "profile"], ...
+    ] = ()  # default: all
+    device: Literal["cuda", "cpu"] = "cuda"
+    quick: bool = False  # a few updates of each, to see that it runs
+    minutes: float = 9.0  # nothing is begun after them
+    out: str = "gpu.csv"  # table of all rows
+    script: str | None = None  # check this one only, in this process
+
+
+class Training:
+    """A script's update loop, as main would build it, on random rows."""
+
+    def __init__(self, name: str, num_seeds: int, device: str, compile: str, **shape):
+        self.script = script = importlib.import_module(name)
+        self.args = script.Args(num_seeds=num_seeds, compile=compile, device=device)
+        num_critics = getattr(self.args, "num_critics", 2)
+        shape = {
+            "obs_dim": OBS_DIM,
+            "action_dim": ACTION_DIM,
+            "hidden_dim": 256,
+            "num_critics": num_critics,
+        } | shape
+        shape |= {"network": "relu"} if hasattr(self.args, "network") else {"layer_norm": False}
+        rng = np.random.default_rng(0)
+        rows = rng.standard_normal((200_000, 2 * OBS_DIM + ACTION_DIM + 2)).astype(np.float32).clip(-1, 1)
+        rows[:, -1] = 0
+        self.algorithm = script.ALGORITHM(self.args, **shape)
+        states = [self.algorithm.init(seed) for seed in range(num_seeds)]
+        if script.FAMILY == "lapo":
+            states = [state | self.algorithm.from_data(rows) for state in states]
+        self.state = script.on_device(None, states, device)
+        dataset = script.Dataset(rows, np.zeros(len(rows), np.uint8), {})
+        self.replay = script.Replay(self.args, shape, dataset, 10_000, device)
+        self.loop = script.update_loop(self.algorithm, self.state, self.replay, self.args, 10**9)
+
+
+def rate(function: Callable[[], None], count: int, args: Args, seconds: float = 3.0) -> float:
+    """Calls/s times `count`, after calls that compile, warm up and record graphs."""
+    for _ in range(4):
+        function()
+    synchronize(args)
+    start, calls = time.perf_counter(), 0
+    while calls == 0 or (time.perf_counter() - start < seconds and not args.quick):
+        function()
+        calls += 1
+    synchronize(args)
+    return calls * count / (time.perf_counter() - start)
+
+
+def synchronize(args: Args) -> None:
+    if args.device == "cuda":
+        torch.cuda.synchronize()
+
+
+class Table:
+    """Rows on the terminal and in a CSV; counts the time."""
+
+    def __init__(self, args: Args):
+        self.args, self.end = args, time.time() + 60 * args.minutes
+        self.hardware = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
+        with open(args.out, "w") as file:
+            csv.writer(file).writerow(["part", "what", "seeds", "value", "unit", "hardware", "torch"])
+
+    def add(
+        self, part: str, what: str, seeds: int, measure: Callable[[], float | str], unit: str = ""
+    ) -> None:
+        if time.time() > self.end:
+            print(f"{part:9} {what:48} {seeds:3} seeds  left out: no time")
+            return
+        try:
+            value = measure()
+        except Exception as error:  # one part that fails leaves the others
+            value = f"failed: {error!r:.200}"
+        text = f"{value:,.0f}" if isinstance(value, float) else value
+        print(f"{part:9} {what:48} {seeds:3} seeds  {text} {unit}", flush=True)
+        with open(self.args.out, "a") as file:
+            csv.writer(file).writerow([part, what, seeds, value, unit, self.hardware, torch.__version__])
+
+
+def check_script(name: str, args: Args) -> None:
+    """Prints a line per number of seeds: the largest difference of compiled and eager parameters."""
+    torch._inductor.config.fallback_random = True  # compiled code then draws the eager numbers
+    for seeds in (1, 2) if args.quick else (1, 2, 10):
+        states = []
+        for compile in ("off", "on"):
+            training = Training(name, seeds, args.device, compile)
+            torch.manual_seed(0)
+            for first in range(1, 11 if args.quick else 51):
+                training.loop(first)
+            states.append(tree_map(torch.Tensor.cpu, training.state))
+        same_step = training.loop.step is not training.loop.plain  # else it fell back to eager
+        pairs = zip(*map(tree_leaves, states), strict=True)
+        difference = max(((one - two).abs() / (1 + one.abs())).max().item() for one, two in pairs)
+        verdict = f"compiled, differs by {difference:.0e}" if same_step else "FELL BACK TO EAGER"
+        print(f"{name},{seeds},{verdict}", flush=True)
+
+
+def check(table: Table, args: Args) -> None:
+    options = ["--device", args.device, *(["--quick"] if args.quick else [])]
+    command = [sys.executable, __file__, *options, "--script"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = {}
+    for name in SCRIPTS:
+        processes[name] = subprocess.Popen([*command, name], **pipes)
+        if args.device == "cpu":
+            processes[name].wait()
+    for name, process in processes.items():
+        out, error = process.communicate()
+        lines = [line.split(",", 2) for line in out.splitlines() if line.startswith(f"{name},")]
+        for _, seeds, verdict in lines:
+            table.add("check", name, int(seeds), lambda verdict=verdict: verdict)
+        if process.returncode:
+            table.add("check", name, 0, lambda error=error: f"failed: {error.strip().splitlines()[-1]:.200}")
+
+
+def offline_rate(name: str, seeds: int, args: Args, compile: str = "on", per_call: int = 10) -> float:
+    training = Training(name, seeds, args.device, compile)
+    return seeds * rate(lambda: training.loop(1, per_call), per_call, args)
+
+
+def speed(table: Table, args: Args) -> None:
+    for seeds in (1, 10):
+        for name in ("td3_bc", "offline_pretrain_sac"):
+            for compile in ("on", "off"):
+                what = f"{name}, {'compiled' if compile == 'on' else 'eager'}"
+                measure = partial_rate(name, seeds, args, compile)
+                table.add("speed", what, seeds, measure, "updates/s of all seeds together")
+
+
+def partial_rate(name: str, seeds: int, args: Args, compile: str = "on", per_call: int = 10):
+    return lambda: offline_rate(name, seeds, args, compile, per_call)
+
+
+def online(table: Table, args: Args) -> None:
+    for seeds in (1, 10):
+
+        def measure(seeds: int = seeds) -> float:
+            training = Training("sac_scratch", seeds, args.device, "on")
+            collector = training.script.Collector(
+                training.algorithm, training.state, training.replay, training.args, 0
+            )
+
+            def step() -> None:
+                action = collector.act()
+                training.loop(1)
+                collector.step(action)
+
+            try:
+                return rate(step, 1, args, seconds=8.0)
+            finally:
+                collector.envs.close()
+
+        table.add("online", "sac_scratch, an update per step", seeds, measure, "steps/s of each seed")
+
+
+def variants(table: Table, args: Args) -> None:
+    import torch._inductor.config as inductor
+
+    for seeds in (1, 10):
+        for per_call in (1, 10, 50, 100):
+            measure = partial_rate("td3_bc", seeds, args, per_call=per_call)
+            table.add("variants", f"td3_bc, {per_call} updates a graph", seeds, measure, "updates/s together")
+
+        def joined(seeds: int = seeds) -> float:
+            with inductor.patch(combo_kernels=True):
+                return offline_rate("td3_bc", seeds, args)
+
+        def matrix(seeds: int = seeds) -> float:
+            import td3_bc
+
+            plain = td3_bc.mlp
+            td3_bc.mlp = matrix_mlp
+            try:
+                return offline_rate("td3_bc", seeds, args)
+            finally:
+                td3_bc.mlp = plain
+
+        table.add("variants", "td3_bc, joined kernels", seeds, joined, "updates/s together")
+        table.add("variants", "td3_bc, last layer a matrix product", seeds, matrix, "updates/s together")
+
+
+def matrix_mlp(params: dict, x: torch.Tensor, layer_norm: bool = False) -> torch.Tensor:
+    """The scripts' mlp, without multiply-and-sum in a last layer with one output."""
+    *hidden, last = range(len(params) // 2)
+    for layer in hidden:
+        x = torch.nn.functional.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"]).relu()
+    out = torch.nn.functional.linear(x, params[f"{last}.weight"], params[f"{last}.bias"])
+    return out[..., 0] if out.shape[-1] == 1 else out
+
+
+def growth(table: Table, args: Args) -> None:
+    for seeds in (1, 2) if args.quick else (1, 2, 5, 10, 20, 50):
+        measure = partial_rate("offline_pretrain_sac", seeds, args)
+        table.add("growth", "offline_pretrain_sac", seeds, measure, "updates/s of all seeds together")
+
+
+def profile(table: Table, args: Args) -> None:
+    """Kernels of ten compiled updates, the longest first."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    training = Training("td3_bc", 10, args.device, "on")
+    for _ in range(4):
+        training.loop(1, 10)
+    kind = ProfilerActivity.CUDA if args.device == "cuda" else ProfilerActivity.CPU
+    with record(activities=[kind]) as recorded:
+        training.loop(1, 10)
+        synchronize(args)
+    key = "self_device_time_total" if args.device == "cuda" else "self_cpu_time_total"
+    events = sorted(recorded.key_averages(), key=lambda event: -getattr(event, key))
+    for event in events[:25]:
+        microseconds = getattr(event, key) / 10
+        what = f"{event.key:.40} x {event.count / 10:g}"
+        table.add("profile", what, 10, lambda us=microseconds: f"{us:.1f}", "us per update")
+
+
+def main(args: Args) -> None:
+    torch.set_float32_matmul_precision("high")
+    if args.script:
+        return check_script(args.script, args)
+    table, parts = Table(args), [check, speed, online, variants, growth, profile]
+    for part in parts:
+        if not args.only or part.__name__ in args.only:
+            part(table, args)
+    print(f"all rows are in {args.out}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
