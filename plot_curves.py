@@ -181,8 +181,10 @@ def method_words(config):
     """What a run is: 'SAC finetuned', 'TD3-C online', 'CQL pretrained'."""
     script, args = config["script"], config["args"]
     method = METHODS.get(script, "SAC" if "sac" in script else script.upper())
-    if script == "td3_c" and args.get("epsilon") in OFF:
-        method = "TD3+BC" if args.get("alpha") else "TD3"
+    if script == "td3_c" and args.get("alpha") not in OFF:
+        method = "TD3+BC"
+    elif script == "td3_c" and args.get("epsilon") in OFF:
+        method = "TD3"
     if not args.get("online_steps"):
         return f"{method} pretrained"
     if config["checkpoint"]:
@@ -201,6 +203,8 @@ def read_options(config):
     options["online_only"] = options.pop("replay", None) == "online" or options.get("offline_ratio") == 0
     if not options.get("online_steps"):
         options["num_candidates"] = None
+    if config["script"] == "td3_c" and options.get("alpha") not in OFF:
+        options["epsilon"] = options["clip_dqda"] = None  # off in the arm TD3+BC
     for name in [name for name in options if name.endswith("_end")]:
         end, start = options.pop(name), name.removesuffix("_end")
         if end is not None:

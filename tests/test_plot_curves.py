@@ -206,6 +206,14 @@ def test_labels_name_treatments_always_and_other_options_where_they_differ(tmp_p
     assert {*labels_of(tmp_path)} >= {annealed, f"{annealed}, tau 0.2"}
 
 
+def test_the_arms_of_td3_c_have_their_own_names(tmp_path):
+    arms = {"a": {"epsilon": 1e-5}, "b": {"epsilon": math.inf}, "c": {"epsilon": 1e-5, "alpha": 2.5}}
+    for run, args in arms.items():
+        args = {"alpha": math.inf, "clip_dqda": True} | args
+        write_seed(tmp_path, run, 1, online(1, 2), script="td3_c", args=args, checkpoint=PRETRAINED)
+    assert labels_of(tmp_path) == ["TD3-C online, epsilon 1e-05", "TD3 online", "TD3+BC online"]
+
+
 def test_labels_tell_equal_runs_apart_and_seeds_that_start_alike(tmp_path):
     for run in ("a", "b"):
         write_seed(tmp_path, run, 1, online(1, 2), args={"seed": 1})
