@@ -211,7 +211,7 @@ def test_the_arms_of_td3_c_have_their_own_names(tmp_path):
     for run, args in arms.items():
         args = {"alpha": math.inf, "clip_dqda": True} | args
         write_seed(tmp_path, run, 1, online(1, 2), script="td3_c", args=args, checkpoint=PRETRAINED)
-    assert labels_of(tmp_path) == ["TD3-C online, epsilon 1e-05", "TD3 online", "TD3+BC online"]
+    assert labels_of(tmp_path) == ["TD3 online", "TD3+BC online", "TD3-C online, epsilon 1e-05"]
 
 
 def test_labels_tell_equal_runs_apart_and_seeds_that_start_alike(tmp_path):
