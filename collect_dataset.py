@@ -122,9 +122,10 @@ def registration_of(env: Adapter) -> gym.envs.registration.EnvSpec | None:
     spec = gym.spec(env.unwrapped.spec.id)
     entry = spec.entry_point
     if callable(entry):
-        if not entry.__qualname__.isidentifier():  # a lambda
+        name = getattr(entry, "__qualname__", "")  # a functools.partial has none
+        if not name.isidentifier():  # nor is a lambda's one
             return None
-        spec = replace(spec, entry_point=f"{entry.__module__}:{entry.__qualname__}")
+        spec = replace(spec, entry_point=f"{entry.__module__}:{name}")
     return spec
 
 
@@ -186,8 +187,7 @@ class Episode:
 
     def __init__(self, env: Adapter, seed: int, number: int):
         self.env, self.rows, self.ended = env, [], False
-        words = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)
-        self.reset_seed = int(words[0] >> 1)  # fits an int64
+        (self.reset_seed,) = np.random.SeedSequence((seed, number)).generate_state(1).tolist()
         self.generator = np.random.default_rng((seed, number))
         self.obs, _ = env.reset(seed=self.reset_seed)
 

@@ -105,9 +105,7 @@ class Args:
     track: bool = False  # send TensorBoard's logs to Weights & Biases too (needs the package wandb)
     # data
     checkpoint: str | None = None  # run folder or checkpoint.pt; default: the newest finished pretraining
-    dataset: str | None = (
-        None  # D4RL .hdf5 file, Minari folder or Minari id; default: bundled, or the start's
-    )
+    dataset: str | None = None  # D4RL .hdf5 file, Minari folder or Minari id; default: the bundled one
     clip_actions: bool = False  # clip the dataset's actions to the environment's bounds
     # evaluation
     eval_every: Count = 5_000  # steps between evaluations; the first and the last step are evaluated too
@@ -426,7 +424,7 @@ D4RL_SCORES = {  # returns of a random and of an expert policy (Fu et al. 2020, 
 COMPILE_FROM = 5_000  # updates; compiling costs half a minute on a CPU
 UPDATES_PER_CALL = 10  # offline, in one CUDA graph
 EPISODE_LIMIT = 100_000  # steps of an evaluation episode
-STOP_SIGNALS = signal.SIGINT, signal.SIGTERM
+STOP_SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")]
 ROUNDING = 1e-4  # how far outside [-1, 1] a recorded action may lie
 
 
@@ -515,18 +513,21 @@ def read_hdf5(path: Path, step_limit: int | None) -> dict[str, np.ndarray]:
     """
     import h5py
 
-    needed, optional = ("observations", "actions", "rewards", "terminals"), ("timeouts", "next_observations")
+    needed = "observations", "actions", "rewards", "terminals"
+    optional = "timeouts", "next_observations", "episode_terminals"  # the last one is d3rlpy's
     with h5py.File(path) as file:
+        if "discrete_action" in file and "version" not in file:
+            raise ValueError("d3rlpy before 1.0 wrote it, with rewards one row late: they must be moved")
         data = {key: file[key][()] for key in needed + optional if isinstance(file.get(key), h5py.Dataset)}
     lengths = {key: len(data[key]) if key in data else "missing" for key in needed + tuple(data)}
     if "missing" in lengths.values() or len(set(lengths.values())) > 1:
         raise ValueError(f"its arrays do not match: {lengths}")
     obs, count = data["observations"], lengths["observations"]
     terminated = data["terminals"].reshape(count).astype(bool)
-    timeouts = data.get("timeouts", np.zeros(count)).reshape(count).astype(bool)
+    timeouts = data.get("timeouts", data.get("episode_terminals", terminated)).reshape(count).astype(bool)
     index, starts = np.arange(count), np.append(True, terminated | timeouts)[:count]
     at_limit = (index - np.maximum.accumulate(index * starts) + 1) % (step_limit or np.inf) == 0
-    truncated = (timeouts if "timeouts" in data else at_limit) & ~terminated
+    truncated = (timeouts if "timeouts" in data or "episode_terminals" in data else at_limit) & ~terminated
     truncated[-1:] = ~terminated[-1:]
     if (at_limit & ~terminated & ~truncated).any():
         print(f"note: {path.name} has episodes beyond {step_limit} steps, the environment's limit")
@@ -545,9 +546,12 @@ def read_minari(path: Path) -> tuple[dict[str, np.ndarray], dict]:
 
     storage, episodes = MinariStorage.read(path / "data"), []
     for episode in storage.get_episodes(range(storage.total_episodes)):
-        obs, terminated = to_vector(episode["observations"], 1), episode["terminations"]
-        truncated = np.append(np.zeros(len(terminated) - 1), not terminated[-1])  # it ends where it ends
-        episodes.append((obs[:-1], episode["actions"], episode["rewards"], obs[1:], terminated, truncated))
+        obs, terminated = to_vector(episode["observations"], 1), np.ravel(episode["terminations"])
+        count = len(terminated) if terminated[-1] else len(obs) - 1  # a last observation may be missing
+        obs = np.append(obs, obs[-1:], 0)  # and is not used after a terminal
+        truncated = (np.arange(count) == count - 1) & (not terminated[-1])  # it ends where it ends
+        columns = obs[:-1], episode["actions"], episode["rewards"], obs[1:], terminated
+        episodes.append([*(column[:count] for column in columns), truncated])
     names = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
     columns = {name: np.concatenate([episode[i] for episode in episodes]) for i, name in enumerate(names)}
     return columns | {"drop": np.zeros(len(columns["obs"]))}, storage.metadata
@@ -555,7 +559,7 @@ def read_minari(path: Path) -> tuple[dict[str, np.ndarray], dict]:
 
 def find_dataset(name: str) -> Path:
     """The file or folder of --dataset: a path, in Minari's cache, in datasets/, or downloaded."""
-    minari_cache = Path(os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets")).expanduser()
+    minari_cache = Path(os.path.expanduser(os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets")))
     for path in (Path(name), minari_cache / name, BUNDLED / name):
         if path.is_file() or (path / "data" / "metadata.json").is_file():
             return path
@@ -603,9 +607,10 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
             columns, metadata = read_minari(path)
         columns = {key: np.asarray(column, np.float32) for key, column in columns.items()}
         columns["reward"] = columns["reward"].reshape(len(columns["obs"]))
+        specs = {key: json.loads(metadata.get(key) or "{}") for key in ("env_spec", "eval_env_spec")}
+        recorded_in = specs["env_spec"].get("id")  # read as text: it imports nothing
     except Exception as error:  # whatever h5py, Minari or NumPy raise
         fail(f"--dataset {name}: cannot be read: {error!r:.300}")
-    recorded_in = json.loads(metadata.get("env_spec") or "{}").get("id")  # as text: it imports nothing
     if recorded_in and task_of(recorded_in) != task_of(args.env):
         fail(f"--dataset {name}: recorded in {recorded_in}, not in {args.env}")
     if args.clip_actions and columns["action"].shape[1:] == env.action_space.shape:
@@ -622,13 +627,16 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
     print(f"data: {name}, {len(rows):,} transitions, {len(returns):,} episodes, {spread}")
     if not keep.all():
         print(f"note: {(~keep).sum():,} last transitions without a next observation were dropped")
-    if recorded_in not in (None, args.env.rpartition(":")[2]):
-        print(f"note: recorded in {recorded_in}, another version than {args.env}")
+    for spec_name, spec in specs.items():
+        for key in [key for key in ("id", "kwargs", "max_episode_steps") if key in spec]:
+            texts = [json.dumps(value, default=str) for value in (spec[key], getattr(env.spec, key))]
+            if texts[0] != texts[1]:
+                print(f"note: {key} is {texts[0]:.200} in its {spec_name}, {texts[1]:.200} in {args.env}")
     short_name = task_of(path.stem)  # medium, of medium-v0 and of medium.hdf5
     if BUNDLED not in path.resolve().parents:
         short_name += f"-{fingerprint[:4]}"  # two of one name stay apart
     scores = [metadata.get(key) for key in ("ref_min_score", "ref_max_score")]
-    if not all(isinstance(score, int | float) for score in scores) or scores[0] == scores[1]:
+    if not all(isinstance(score, int | float) for score in scores) or not abs(scores[1] - scores[0]) > 0:
         scores = None
     description = {"name": short_name, "source": name, "fingerprint": fingerprint}
     return Dataset(rows, ends, description | {"recorded_in": recorded_in, "scores": scores})
@@ -646,9 +654,10 @@ class Replay:
         self.num_offline = len(dataset.rows) if dataset else 0
         size = (self.num_offline + args.num_seeds * capacity, sum(self.columns))
         free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-        if 4 * math.prod(size) > free:
-            needed = f"{4e-9 * math.prod(size):.1f} GB are needed, {1e-9 * free:.1f} GB are free on {device}"
-            fail(f"--num-seeds {args.num_seeds}: {needed}; lower it or --replay-capacity")
+        needed = 4 * (size[0] + args.num_seeds * args.batch_size) * size[1]
+        if needed > free:
+            memory = f"{1e-9 * needed:.1f} GB are needed, {1e-9 * free:.1f} GB are free on {device}"
+            fail(f"--num-seeds {args.num_seeds}: {memory}; lower it, --batch-size or --replay-capacity")
         self.rows, self.ends = torch.zeros(size, device=device), np.zeros(size[0], np.uint8)
         if dataset:
             self.rows[: self.num_offline] = torch.from_numpy(dataset.rows)
@@ -864,8 +873,12 @@ def evaluate(path: Path, args: Args) -> np.ndarray:
 def save(path: Path, content: dict) -> None:
     """Atomically: a reader sees the old file or the new one, never a part."""
     part = path.with_name(path.name + ".part")
-    torch.save(content, part)
-    os.replace(part, path)
+    try:
+        torch.save(content, part)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # PyTorch's own writer raises a RuntimeError
+        part.unlink(missing_ok=True)  # its space is free when the traceback no longer holds the writer
+        raise OSError(f"{path} not written, is the disk full? {error!r:.99}") from error.with_traceback(None)
 
 
 def load(option: str, path: Path, needed: str) -> dict:
@@ -961,7 +974,7 @@ class Run:
         self.gradient_step = source["gradient_step"] if source else 0
         self.seeds, self.live = range(args.seed, args.seed + args.num_seeds), list(range(args.num_seeds))
         self.last_return, self.pending = {}, {}  # by seed's index; pending: evaluations under way
-        self.stop_signal, self.stopped_at, self.at_exit = 0, 0.0, ExitStack()
+        self.stop_signal, self.stopped_at, self.at_exit, self.kept = 0, 0.0, ExitStack(), False
         trained_on = source["dataset"] if source else None
         data = dataset.description if dataset else trained_on
         self.scores = D4RL_SCORES.get(task_of(args.env)) or (data and data["scores"])
@@ -1009,13 +1022,14 @@ class Run:
         self.writers = [self.at_exit.enter_context(writer) for writer in writers]
         self.writers[0].add_text("config", f"<pre>{json.dumps(self.config, indent=1)}</pre>")
         processes = min(len(self.seeds), max(1, num_cores() - 1))
+        self.handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
         self.pool = ProcessPoolExecutor(processes, get_context("spawn"), work_beside)
         self.at_exit.callback(self.pool.shutdown, cancel_futures=True)
-        self.handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
         for _ in range(processes):
             self.pool.submit(os.getpid)  # starts a process, which inherits that stop signals are ignored
-        for number in STOP_SIGNALS:
-            signal.signal(number, self.stop)
+        for number, handler in self.handlers.items():
+            if handler != signal.SIG_IGN:  # under nohup, SIGHUP is and stays ignored
+                signal.signal(number, self.stop)
         self.set_status("running")
         if self.saved:
             print(f"resumes at {self.place()}; episodes under way begin anew")
@@ -1041,25 +1055,32 @@ class Run:
         except OSError as error:
             fail(f"--runs-dir {self.args.runs_dir}: {error}")
 
-    def __exit__(self, kind: type | None, *_) -> None:
-        if kind is None:
-            (self.folders[0] / "resume.pt").unlink(missing_ok=True)
-        self.set_status({None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed"))
-        self.at_exit.close()
+    def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
+        if kind is torch.OutOfMemoryError:
+            self.save()
+        status = {None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed")
+        self.at_exit.callback(self.set_status, status)
+        with suppress(OSError):  # of a full disk
+            self.at_exit.close()
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        if kind is KeyboardInterrupt:
+        ends = {KeyboardInterrupt: 128 + self.stop_signal, OSError: f"error: {error}"}
+        ends[torch.OutOfMemoryError] = f"error: lower --num-seeds, --batch-size or --replay-capacity: {error}"
+        if kind in ends:
             command = shlex.join(["python", f"{SCRIPT}.py", "--resume", str(self.folder)])
             saved = (self.folders[0] / "resume.pt").exists()
             advice = f"go on with: {command}" if saved else "nothing is saved to go on from"
-            print(f"interrupted at {self.place()}; {advice}")
-            raise SystemExit(128 + self.stop_signal)
+            print(f"{status} at {self.place()}; {advice}")
+            raise SystemExit(ends[kind])
 
     def stop(self, number: int, _) -> None:
         """Handles a stop signal; another one, a second later, ends the run at once and unsaved."""
         if not self.stop_signal:
             self.stop_signal, self.stopped_at = number, time.time()
-            tqdm.write("stopping after this step ...")
+            try:
+                tqdm.write("stopping after this step ...")
+            except OSError:  # the terminal is gone
+                sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         elif time.time() > self.stopped_at + 1:  # sooner, it is one signal that came twice: timeout, srun
             raise KeyboardInterrupt
 
@@ -1070,6 +1091,9 @@ class Run:
             part = folder / "config.json.part"
             part.write_text(json.dumps(self.config | now, indent=1))
             os.replace(part, folder / "config.json")
+        if status == "finished" and not self.kept:
+            for path in self.folders[0].glob("resume.pt*"):
+                path.unlink()
 
     def place(self) -> str:
         return f"{self.phase} step {self.env_step if self.phase == 'online' else self.offline_step:,}"
@@ -1085,20 +1109,20 @@ class Run:
         for name, value in values.items():
             self.writers[i].add_scalar(name, value, step)
 
-    def between_steps(self, last_step: int, state: dict, replay: Replay, loops: list[Loop]) -> None:
+    def between_steps(self, last_step: int, loops: list[Loop]) -> None:
         """Logs, saves, stops and evaluates if it is due."""
         step = self.env_step if self.phase == "online" else self.offline_step
         stops = self.stop_signal  # read once: it may come at any time
         if stops or step % self.args.log_every == 0:
-            self.drop_diverged(state)
+            self.drop_diverged()
             self.log(loops)
         if stops or time.time() - self.saved_at > 60 * self.args.checkpoint_every:
-            self.save(state, replay)
+            self.save()
         if stops:
             raise KeyboardInterrupt
         if step % self.args.eval_every == 0 or step == last_step:
-            self.drop_diverged(state)
-            self.evaluate(state)
+            self.drop_diverged()
+            self.evaluate()
         if all(result.done() for result in self.pending.values()):
             self.log_evaluation()
 
@@ -1113,9 +1137,9 @@ class Run:
         for i in self.live:
             self.write_values(i, self.moment(), {name: value[i] for name, value in metrics.items()})
 
-    def drop_diverged(self, state: dict) -> None:
+    def drop_diverged(self) -> None:
         """Gives up the seeds of which something is not finite; ends the run when none is left."""
-        leaves = [leaf.reshape(len(self.seeds), -1) for leaf in tree_leaves(state)]
+        leaves = [leaf.reshape(len(self.seeds), -1) for leaf in tree_leaves(self.state)]
         finite = torch.stack([leaf.isfinite().all(1) for leaf in leaves]).all(0).tolist()
         diverged = [i for i in self.live if not finite[i]]
         for i in diverged:
@@ -1124,11 +1148,11 @@ class Run:
         if not self.live:
             raise SystemExit("error: no seed is left")
 
-    def evaluate(self, state: dict) -> None:
+    def evaluate(self) -> None:
         """Saves a checkpoint of each seed and evaluates it, beside training; one evaluation at a time."""
         self.log_evaluation()
         self.evaluated, self.seconds = self.moment(), round(time.time() - self.started, 1)
-        state = tree_map(Tensor.cpu, state)
+        state = tree_map(Tensor.cpu, self.state)
         for i in self.live:
             path = self.folders[i] / "checkpoint.pt"
             seed_state = tree_map(partial(torch.select_copy, dim=0, index=i), state)
@@ -1164,7 +1188,7 @@ class Run:
             text += f", normalised score {100 * (returns.mean() - low) / (high - low):.1f}"
         return text
 
-    def save(self, state: dict, replay: Replay) -> None:
+    def save(self) -> None:
         """resume.pt: what --resume goes on from, and what collect_dataset.py --from-run reads."""
         self.log_evaluation()
         counters = ("phase", "offline_step", "env_step", "gradient_step", "live", "last_return")
@@ -1172,18 +1196,19 @@ class Run:
         content = self.config | {
             "progress": {name: getattr(self, name) for name in counters},
             "seconds": time.time() - self.started,
-            "state": state,
-            "added": replay.added,
-            "rings": replay.rings[:, : replay.size].clone(),
-            "ends": torch.from_numpy(replay.ring_ends[:, : replay.size].copy()),
+            "state": self.state,
+            "added": self.replay.added,
+            "rings": self.replay.rings[:, : self.replay.size].to("cpu", copy=True),
+            "ends": torch.from_numpy(self.replay.ring_ends[:, : self.replay.size].copy()),
             "random": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
             "logs": {str(path.relative_to(self.folder)): path.stat().st_size for path in logs},
         }
         save(self.folders[0] / "resume.pt", content)
         self.saved_at = time.time()
 
-    def restore(self, replay: Replay) -> None:
-        """Puts back what `save` saved, but for the state, from which main starts; nothing in a new run."""
+    def restore(self, state: dict, replay: Replay) -> None:
+        """Takes what `save` saves, and puts the replay back; main has put the saved state into `state`."""
+        self.state, self.replay = state, replay
         if not self.saved:
             return
         size = self.saved["rings"].shape[1]
@@ -1216,7 +1241,7 @@ def train_online(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run, ra
     loops, first_update = [updates, collector.loop], first_online_update(args, replay.num_offline)
     if args.offline_ratio is not None and replay.num_offline:
         replay.offline_ratio = torch.tensor(args.offline_ratio, device=replay.rows.device)
-    run.between_steps(args.online_steps, state, replay, loops)
+    run.between_steps(args.online_steps, loops)
     bar = {"desc": "online", "initial": first_step, "total": args.online_steps, "disable": None}
     with closing(collector.envs):
         for step in tqdm(range(first_step, args.online_steps), **bar):
@@ -1231,8 +1256,11 @@ def train_online(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run, ra
             run.env_step += 1
             for i in ended.keys() & run.live:
                 run.write_values(i, run.moment(), ended[i])
-            run.between_steps(args.online_steps, state, replay, loops)
+            run.between_steps(args.online_steps, loops)
     run.log_evaluation()
+    run.kept = args.keep_replay
+    if run.kept:
+        run.save()
 
 
 def anneal(args: Args, state: dict, replay: Replay, progress: float) -> None:
@@ -1254,7 +1282,7 @@ def train_offline(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run) -
     """--offline-steps updates on the dataset, several a call, with evaluations in between."""
     args = run.args
     updates = update_loop(algorithm, state, replay, args, args.offline_steps)
-    run.between_steps(args.offline_steps, state, replay, [updates])
+    run.between_steps(args.offline_steps, [updates])
     with tqdm(desc="offline", initial=run.offline_step, total=args.offline_steps, disable=None) as bar:
         while run.offline_step < args.offline_steps:
             step = run.offline_step
@@ -1263,7 +1291,7 @@ def train_offline(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run) -
             updates(step + 1, count)
             run.offline_step += count
             run.gradient_step += count
-            run.between_steps(args.offline_steps, state, replay, [updates])
+            run.between_steps(args.offline_steps, [updates])
             bar.update(count)
     run.log_evaluation()
 
@@ -1367,13 +1395,11 @@ def main(args: Args) -> None:
 
     # Training
     with run:
-        run.restore(replay)
+        run.restore(state, replay)
         if run.phase == "offline" and args.offline_steps:
             train_offline(algorithm, state, replay, run)
         if args.online_steps:
             train_online(algorithm, state, replay, run, random_steps=0)
-    if args.keep_replay:
-        run.save(state, replay)
     if args.online_steps:
         run.report("python", "plot_curves.py", args.runs_dir)
     else:

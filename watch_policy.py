@@ -50,7 +50,7 @@ from tqdm import tqdm
 
 SCRIPTS = (  # whose checkpoints these are
     *("sac_scratch", "offline_pretrain_sac", "online_finetune_sac", "cql_sac"),
-    *("td3_bc", "td3_c", "iql", "awac", "o3f_select"),
+    *("td3_bc", "td3_c", "iql", "awac", "awr", "bear", "o3f_select"),
 )
 EPISODE_LIMIT = 100_000  # steps of an evaluation episode
 SIDE_BY_SIDE = 16  # episodes, for one batched call of the policy

@@ -2,6 +2,8 @@
 
 import json
 import math
+import pwd
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -154,7 +156,9 @@ def test_without_timeouts_an_episode_ends_at_the_step_limit(tmp_path, terminal_a
     assert (dataset.ends > 0).sum() == (3 if terminal_at is None else 4)
 
 
-@pytest.mark.parametrize("kind", ["rewards", "terminals", "float16", "big endian", "gzip", "other keys"])
+@pytest.mark.parametrize(
+    "kind", ["rewards", "terminals", "float16", "big endian", "gzip", "other keys", "d3rlpy"]
+)
 def test_arrangements_of_d4rl_files(tmp_path, kind):
     episodes, path = [(4, True), (3, False)], tmp_path / "x.hdf5"
     plain = read(write_hdf5(path, episodes)).rows
@@ -165,12 +169,16 @@ def test_arrangements_of_d4rl_files(tmp_path, kind):
         if kind in ("float16", "big endian"):
             dtype = {"float16": np.float16, "big endian": ">f4"}[kind]
             data |= {key: data[key].astype(dtype) for key in ("observations", "actions", "rewards")}
+        if kind == "d3rlpy":  # 1.x: MDPDataset.dump
+            terminals = data["terminals"].astype(np.float32)
+            data["terminals"], data["episode_terminals"] = terminals, terminals + data.pop("timeouts")
+            data |= {"discrete_action": False, "version": "1.0"}
         if kind == "other keys":
             data |= {"infos/qpos": np.zeros(7), "metadata/name": "x"}
         for key in list(file):
             del file[key]
         for key, value in data.items():
-            file.create_dataset(key, data=value, **({"compression": "gzip"} if kind == "gzip" else {}))
+            file.create_dataset(key, data=value, compression="gzip" if kind == "gzip" else None)
     np.testing.assert_array_equal(read(path).rows, plain)
 
 
@@ -182,6 +190,7 @@ BAD_FILES = {
     "missing": ({"terminals": None}, "'terminals': 'missing'"),
     "reward": ({"rewards": np.ones((5, 2))}, "cannot be read"),
     "text": ({"actions": np.array([b"a"] * 5)}, "cannot be read"),
+    "d3rlpy before 1.0": ({"discrete_action": False}, "with rewards one row late"),
 }
 
 
@@ -229,24 +238,92 @@ def test_a_minari_dataset_is_read_episode_by_episode(minari_cache):
     np.testing.assert_allclose(dataset.rows[:n, 14], first.rewards.astype(np.float32))
     assert len(dataset.rows) == 400 and np.flatnonzero(dataset.ends)[0] == n - 1
     assert (dataset.ends == 1).sum() == sum(e.terminations[-1] for e in episodes)
-    assert dataset.description["recorded_in"] == "Hopper-v4" and dataset.description["scores"] == [-20.272305, 3234.3]
+    assert dataset.description["recorded_in"] == "Hopper-v4" and dataset.description["scores"] == [
+        -20.272305,
+        3234.3,
+    ]
 
 
-def test_the_environment_in_a_dataset_is_read_as_text_and_never_imported(minari_cache, tmp_path, capsys):
-    import shutil
-
-    folder = tmp_path / "evil"
+@pytest.fixture
+def copied(minari_cache, tmp_path):
+    """copied(ref_min_score=None): the path of a copy of the small dataset with other metadata."""
+    folder = tmp_path / "copy"
     shutil.copytree(Path(minari_cache, "hopper/tiny-v0"), folder)
-    metadata = json.loads((folder / "data" / "metadata.json").read_text())
-    spec = json.loads(metadata["env_spec"]) | {"id": "Hopper-v5", "entry_point": "no_such_module:Env"}
-    (folder / "data" / "metadata.json").write_text(json.dumps(metadata | {"env_spec": json.dumps(spec)}))
-    assert read(folder).description["recorded_in"] == "Hopper-v5"
-    assert "another version" in capsys.readouterr().out
-    spec["id"] = "Walker2d-v4"
-    (folder / "data" / "metadata.json").write_text(json.dumps(metadata | {"env_spec": json.dumps(spec)}))
+    path = folder / "data" / "metadata.json"
+    metadata = json.loads(path.read_text())
+
+    def change(env_spec=None, **changes):
+        if env_spec is not None:
+            changes["env_spec"] = json.dumps(json.loads(metadata["env_spec"]) | env_spec)
+        path.write_text(json.dumps(metadata | changes))
+        return folder
+
+    return change
+
+
+DIFFERENCES = {  # what the metadata say, and what is said about it
+    "nothing": ({}, None),
+    "version": (
+        {"env_spec": {"id": "Hopper-v5"}},
+        'id is "Hopper-v5" in its env_spec, "Hopper-v4" in Hopper-v4',
+    ),
+    "limit": ({"env_spec": {"max_episode_steps": 300}}, "max_episode_steps is 300 in its env_spec, 1000"),
+    "keywords": ({"env_spec": {"kwargs": {"a": [1]}}}, 'kwargs is {"a": [1]} in its env_spec, {} in'),
+    "evaluation": (
+        {"eval_env_spec": json.dumps({"id": "Hopper-v4", "kwargs": {"a": 1}})},
+        'kwargs is {"a": 1} in its eval_env_spec, {} in',
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENCES)
+def test_what_a_dataset_was_recorded_with_is_compared_as_text(copied, case, capsys):
+    """A dataset never makes the reader import what it names."""
+    metadata, expected = DIFFERENCES[case]
+    if "env_spec" in metadata:
+        metadata["env_spec"]["entry_point"] = "no_such_module:Env"
+    assert len(read(copied(**metadata)).rows) == 400
+    notes = [line for line in capsys.readouterr().out.split("\n") if line.startswith("note")]
+    assert len(notes) == (expected is not None) and all(expected in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "spec, expected", [({"id": "Walker2d-v4"}, "recorded in Walker2d-v4, not in"), (None, "")]
+)
+def test_a_dataset_of_another_environment_is_refused_and_damaged_metadata_too(copied, spec, expected, capsys):
+    folder = copied(env_spec=spec) if spec else copied(eval_env_spec="Hopper-v4")
     with pytest.raises(SystemExit):
         read(folder)
-    assert "recorded in Walker2d-v4, not in Hopper-v4" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and (expected or "cannot be read: JSONDecodeError") in error
+
+
+@pytest.mark.parametrize("low, high", [(1, 1), (1.0, None), ("1", "2"), (math.nan, 2.0), (None, None)])
+def test_reference_scores_that_say_nothing_are_left_out(copied, low, high):
+    assert read(copied(ref_min_score=low, ref_max_score=high)).description["scores"] is None
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_minari_episodes_without_a_last_observation_and_with_columns_of_one(copied, terminal):
+    """After a truncation the last transition is dropped; after a terminal, none needs the observation."""
+    folder = copied()
+    plain = read(folder).rows
+    with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+        for group in file.values():
+            values = {key: group[key][()] for key in group if isinstance(group[key], h5py.Dataset)}
+            values["observations"] = values["observations"][:-1]
+            values["terminations"][-1], values["truncations"][-1] = terminal, not terminal
+            for key in ("rewards", "terminations", "truncations"):
+                values[key] = values[key][:, None]
+            for key, value in values.items():
+                del group[key]
+                group[key] = value
+        lengths = [len(group["rewards"]) for group in file.values()]
+    dataset = read(folder)
+    assert len(dataset.rows) == 400 - len(lengths) * (not terminal)
+    ends = np.flatnonzero(dataset.ends)
+    assert (dataset.ends[ends] == (1 if terminal else 2)).all() and len(ends) == len(lengths)
+    np.testing.assert_array_equal(dataset.rows[: ends[0]], plain[: ends[0]])
 
 
 def test_a_path_comes_before_the_cache_and_the_cache_before_the_bundled(minari_cache, tmp_path, monkeypatch):
@@ -286,6 +363,9 @@ def test_an_unwritable_home_does_not_matter_where_a_path_is_given(tmp_path, monk
     monkeypatch.delenv("MINARI_DATASETS_PATH", raising=False)
     monkeypatch.setenv("HOME", "/proc/none")
     assert len(read(write_hdf5(tmp_path / "x.hdf5", [(5, True)])).rows) == 5
+    monkeypatch.delenv("HOME")  # and no entry of the user in the system's list
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    assert len(read(tmp_path / "x.hdf5").rows) == 5
 
 
 # ---- replay ----
@@ -349,7 +429,10 @@ def test_a_replay_that_does_not_fit_is_refused_before_it_is_allocated(monkeypatc
     monkeypatch.setattr(script.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 5000}))
     with pytest.raises(SystemExit):
         make_replay(10, capacity=100)
-    assert "lower it or --replay-capacity" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "0.0 GB are free on cpu; lower it, --batch-size or --replay-capacity" in error
+    with pytest.raises(SystemExit):
+        make_replay(10, capacity=1)  # 12 rows, and two batches of 256
 
 
 # ---- the loop ----

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 COMMAND = re.compile(r"\bpython ((?:\w+/)*\w+\.py[^\n`#|()]*)")
 TRAINING = ["sac_scratch", "offline_pretrain_sac", "online_finetune_sac"]
-TRAINING += ["td3_bc", "td3_c", "cql_sac", "iql", "awac", "o3f_select"]
+TRAINING += ["td3_bc", "td3_c", "cql_sac", "iql", "awac", "awr", "bear", "o3f_select"]
 SHORT = {"offline_steps": 6, "online_steps": 6, "num_candidates": 4, "updates_per_step": 2, "cql_actions": 2}
 SMALL = {
     "batch_size": 4,
@@ -109,7 +109,8 @@ def test_the_commands_that_train_do_train(call, monkeypatch, capsys):
         module.main(args)
         assert "finished in" in capsys.readouterr().out
         ran.append(name)
-    assert {*ran} == {*TRAINING} - {"cql_sac", "awac", "o3f_select"}  # those run in test_methods.py
+    elsewhere = {"cql_sac", "awac", "awr", "bear", "o3f_select"}  # test_methods.py runs them
+    assert {*ran} == {*TRAINING} - elsewhere
     plot_curves = load("plot_curves.py")
     plot_curves.main(tyro.cli(plot_curves.Args, args=["runs/"]))
     assert Path("runs/curves.png").is_file()

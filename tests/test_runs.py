@@ -1,6 +1,7 @@
 """Whole runs, short ones: what they leave, hand over, log, and how they stop and go on."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -299,6 +300,70 @@ def one_long_episode(log_evaluation):
     return log
 
 
+# ---- disks and memory that are full ----
+
+
+@pytest.mark.parametrize("name", ["resume.pt", "checkpoint.pt", "metrics.csv"])
+def test_a_full_disk_is_said_in_one_line_and_what_was_saved_stays(call, monkeypatch, capsys, name):
+    """resume.pt: PyTorch's own writer of files raises no OSError."""
+    save, append = torch.save, sac_scratch.append
+
+    step, steps = sac_scratch.Collector.step, []
+
+    def count(self, action):
+        steps.append(action)
+        return step(self, action)
+
+    def save_until_full(content, path):
+        save(content, path)
+        if path.name == f"{name}.part" and len(steps) >= 20:
+            path.write_bytes(path.read_bytes()[:1000])
+            raise RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 128 vs 22")
+
+    def append_until_full(path, lines):
+        if path.name == name and len(steps) >= 20:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        append(path, lines)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sac_scratch.Collector, "step", count)
+        patch.setattr(torch, "save", save_until_full)
+        patch.setattr(sac_scratch, "append", append_until_full)
+        with pytest.raises(SystemExit) as ended:
+            call("sac_scratch", f"{SCRATCH} --checkpoint-every 0")
+    out = capsys.readouterr().out
+    folder = run_folder("sac_scratch-*/seed1")
+    assert (
+        name in str(ended.value) and str(ended.value).startswith("error: ") and "\n" not in str(ended.value)
+    )
+    assert "not written, is the disk full?" in str(ended.value) or name == "metrics.csv"
+    assert config(folder)["status"] == "failed" and "failed at online step" in out and "--resume" in out
+    assert not list(folder.glob("*.part"))
+    saved = torch.load(folder / "resume.pt")["progress"]["env_step"]
+    assert 0 < saved <= 20
+    if name == "resume.pt":
+        call("sac_scratch", f"--resume {folder}")
+        assert config(folder)["status"] == "finished" and len(returns(folder)) == 6
+
+
+def test_out_of_memory_saves_what_is_there_and_says_what_to_lower(call, monkeypatch, capsys):
+    def full(self, action):
+        if self.replay.added == 25:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return step(self, action)
+
+    step = sac_scratch.Collector.step
+    with monkeypatch.context() as patch:
+        patch.setattr(sac_scratch.Collector, "step", full)
+        with pytest.raises(SystemExit, match="lower --num-seeds, --batch-size or .* allocate 2.00 GiB"):
+            call("sac_scratch", SCRATCH)
+    folder = run_folder("sac_scratch-*/seed1")
+    assert "failed at online step 25; go on with" in capsys.readouterr().out
+    assert torch.load(folder / "resume.pt")["added"] == 25
+    call("sac_scratch", f"--resume {folder}")
+    assert torch.load(folder / "checkpoint.pt")["env_step"] == 40
+
+
 # ---- stopping and going on ----
 
 
@@ -344,6 +409,7 @@ def test_an_offline_run_that_is_killed_goes_on_to_the_same_bits(call, capsys):
     process.wait()
     folder = run_folder("*", "cut")
     assert config(folder / "seed1")["status"] == "running"
+    (folder / "seed1" / "resume.pt.part").write_text("of a save that was cut")
     at = torch.load(folder / "seed1" / "resume.pt")["progress"]["offline_step"]
     assert 0 < at < 600
     call("offline_pretrain_sac", f"--resume {folder}")
@@ -353,11 +419,11 @@ def test_an_offline_run_that_is_killed_goes_on_to_the_same_bits(call, capsys):
         one, two = (torch.load(path / seed / "checkpoint.pt")["state"] for path in (folder, whole))
         assert all(torch.equal(a, b) for a, b in zip(tree_leaves(one), tree_leaves(two), strict=True))
         assert returns(folder / seed) == returns(whole / seed)
-    assert not list(folder.rglob("resume.pt")) and config(folder / "seed1")["status"] == "finished"
+    assert not list(folder.rglob("resume.pt*")) and config(folder / "seed1")["status"] == "finished"
 
 
-@pytest.mark.parametrize("cores", [2, 8])
-def test_sigterm_to_the_whole_group_saves_and_the_run_goes_on_with_all_rows(call, cores):
+@pytest.mark.parametrize("cores, number", [(2, signal.SIGTERM), (8, signal.SIGUSR1)])
+def test_a_signal_to_the_whole_group_saves_and_the_run_goes_on_with_all_rows(call, cores, number):
     """With the environments in the process of the run, and in processes of their own."""
     command = (
         "--env odd_envs:Line-v0 --hidden-dim 8 --batch-size 16 --compile off --device cpu --eval-episodes 1"
@@ -367,10 +433,10 @@ def test_sigterm_to_the_whole_group_saves_and_the_run_goes_on_with_all_rows(call
     )
     process = start("sac_scratch", command, cores)
     wait_for(lambda: any("loss" in path.read_text() for path in Path("runs").rglob("metrics.csv")), process)
-    os.killpg(process.pid, signal.SIGTERM)
-    process.terminate()  # timeout(1) tells the process and its group
+    os.killpg(process.pid, number)
+    process.send_signal(number)  # timeout(1) tells the process and its group
     out = finish(process)
-    assert process.returncode == 128 + signal.SIGTERM, out
+    assert process.returncode == 128 + number and "Traceback" not in out, out
     assert "go on with: python sac_scratch.py --resume" in out
     wait_until_gone(process.pid)
     folder = run_folder("*")
@@ -386,6 +452,36 @@ def test_sigterm_to_the_whole_group_saves_and_the_run_goes_on_with_all_rows(call
     for seed in ("seed1", "seed2"):
         assert [row["env_step"] for row in rows(folder / seed / "eval.csv")] == ["0", "200", "400", "600"]
         assert torch.load(folder / seed / "checkpoint.pt")["gradient_step"] == 550
+
+
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_hang_up_stops_a_run_unless_it_is_ignored_as_under_nohup(call, monkeypatch, before):
+    """With its terminal, the run loses the place to write to."""
+
+    class Gone:
+        def write(self, _):
+            raise OSError(errno.EIO, "Input/output error")
+
+    def hang_up(self):
+        log_evaluation(self)
+        if self.env_step == 20 and not self.stop_signal:
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, "stdout", Gone())
+                os.kill(os.getpid(), signal.SIGHUP)
+
+    log_evaluation, streams = sac_scratch.Run.log_evaluation, (sys.stdout, sys.stderr)
+    monkeypatch.setattr(sac_scratch.Run, "log_evaluation", hang_up)
+    handler = signal.signal(signal.SIGHUP, before)
+    try:
+        call("sac_scratch", SCRATCH)
+    except SystemExit as ended:
+        assert ended.code == 128 + signal.SIGHUP
+    finally:
+        signal.signal(signal.SIGHUP, handler)
+        sys.stdout, sys.stderr = streams
+    folder = run_folder("sac_scratch-*/seed1")
+    status = "finished" if before == signal.SIG_IGN else "interrupted"
+    assert config(folder)["status"] == status and (folder / "resume.pt").exists() == (status != "finished")
 
 
 def wait_until_gone(group, seconds=120):

@@ -1,0 +1,1424 @@
+"""BEAR: an actor-critic that climbs Q, but only where a model of the data's actions has support.
+
+Q of unseen actions, which nobody corrects, spreads by bootstrapping. So a VAE models who acted, and a dual
+variable holds the distance of its draws and the policy's, an MMD, under a threshold. Online the model must
+follow a replay that moves. Differs from awac.py: climbs Q, and stays near the data by a model of it.
+
+Papers: BEAR, Kumar et al. 2019 (arXiv 1906.00949; code: aviralkumar2907/BEAR); O3F (arXiv 2210.06226).
+
+Objective (D the decoder, z normal noise within 0.5; x an action before its tanh, drawn with such noise)
+    vae     L(omega) = mean |a - tanh D(s, z')|^2 + 0.5 mean KL(q(z'|s, a), N(0, 1))             vae_loss
+    critic  L(phi) = sum_e mean_B (Q_e(s, a) - y)^2,  a_1 ... a_10 ~ pi'(s')                  critic_loss
+            y = r + gamma (1 - terminated) max_j (0.75 min_e + 0.25 max_e) Q'_e(s', a_j)    convex_target
+    actor   L(theta) = sum_B w (nu d - min_e mean_j Q_e(s, tanh x_j)) / sum_B w        actor_loss, alg. 1
+            d = MMD(x_1 ... x_5, D(s, z_1) ... D(s, z_5)); the first --mmd-warmup updates without Q   mmd
+            w = 1, but --q-filter-weight where Q is under the threshold                          q_filter
+    dual    log nu: a step of Adam along nu (mean_B d - 0.05)                                      update
+    acting  a ~ pi(s), or the best of N draws from N(a, sigma^2) by mean_e Q + omega std_e Q          act
+            evaluations: the best of 10 actions of pi(s) by min_e Q                           best_action
+
+Shapes: BEAR is written for ONE seed: obs (B, O), action (B, A) in [-1, 1], x (B, J, A), z (B, J, 2 A), Q
+(E, B); B batch, E critics, J actions. `state` is what learns; torch.vmap runs S seeds at once.
+
+Reads --dataset or, with --offline-steps 0, --checkpoint (default: its own newest finished run offline).
+Writes runs/<env>/<name>/seed<k>/: config.json, eval.csv, metrics.csv, TensorBoard's events, checkpoint.pt.
+
+Deviations: a gaussian kernel, sigma 20 (theirs on Hopper: laplacian 10, with which five draws keep d near 0.1
+and nu grows to its limit); 2x256 networks (400, 300; VAE 750), batches of 256 (100), rates of 3e-4 (1e-3);
+log std clamped; nu starts at 1 (at random); a warm-up of 5,000 updates (20 evaluations); evaluations draw
+noise once and rate by min_e Q (anew, by the first Q); the Q-filter is ours.
+
+    python bear.py --offline-steps 2000 --eval-every 1000 --mmd-warmup 1000   3 minutes on a CPU core: 189
+    python bear.py --offline-steps 6000 --online-steps 4000 --mmd-warmup 1000 --compile on   362, then 672
+    python bear.py --num-seeds 10 --online-steps 50000                       in full (a GPU is advised)
+"""
+
+import csv
+import hashlib
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict, fields, replace
+from functools import cache, partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import pairwise
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, NoReturn
+
+import gymnasium as gym
+import numpy as np
+import psutil
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+from filelock import FileLock, Timeout
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+from torch.utils._pytree import tree_leaves, tree_map
+from tqdm import tqdm
+
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # CleanRL's range of the policy's log standard deviation
+LATENT_LOG_STD_MIN, LATENT_LOG_STD_MAX = -4.0, 4.0  # of the encoder, so that nothing overflows
+DRAW_CLIP, LATENT_KL_WEIGHT, MMD_EPS = 0.5, 0.5, 1e-6  # BEAR's code: mmd and vae_loss
+LOG_NU_MIN, LOG_NU_MAX = -5.0, 10.0  # BEAR's code: of the dual variable's logarithm
+BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
+
+Whole = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Percentile = Annotated[float, Field(ge=0, lt=100)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass
+class Args:
+    # experiment
+    env: str = "Hopper-v4"  # Gymnasium id; module:Id-v0 imports the module first
+    seed: Whole = 1  # first seed
+    num_seeds: Count = 1  # seeds trained together: seed, seed + 1, ...
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA when there is one
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on CUDA, and for long runs
+    runs_dir: str = "runs"  # results go to <runs-dir>/<env>/<name>/seed<k>/
+    overwrite: bool = False  # replace a run of the same settings
+    resume: str | None = None  # folder of a run that was cut: goes on with the run's own options
+    checkpoint_every: NonNegative = 5.0  # minutes between saves of what --resume goes on from
+    keep_replay: bool = False  # keep the collected transitions: collect_dataset.py --from-run
+    log_every: Count = 1_000  # steps between rows of losses
+    track: bool = False  # send TensorBoard's logs to Weights & Biases too (needs the package wandb)
+    # data
+    checkpoint: str | None = None  # run folder or checkpoint.pt; default: the newest finished pretraining
+    dataset: str | None = None  # D4RL .hdf5 file, Minari folder or Minari id; default: the bundled one
+    clip_actions: bool = False  # clip the dataset's actions to the environment's bounds
+    # evaluation
+    eval_every: Count = 5_000  # steps between evaluations; the first and the last step are evaluated too
+    eval_episodes: Count = 5  # episodes per evaluation, of the deterministic policy
+    # optimisation
+    batch_size: Count = 256  # transitions per batch and seed
+    offline_steps: Whole = 100_000  # gradient updates on the dataset
+    gamma: Share = 0.99  # discount per step
+    tau: Share = 0.005  # share of the networks that moves into their targets per update
+    actor_lr: Positive = 3e-4  # Adam's step size
+    critic_lr: Positive = 3e-4  # Adam's step size
+    policy_delay: Count = 1  # critic updates per update of the policy
+    num_critics: Count = 2  # critics per seed, of which a minimum is used
+    layer_norm: bool = False  # LayerNorm in the critics
+    hidden_dim: Count = 256  # width of the two hidden layers
+    # online
+    online_steps: Whole = 0  # environment steps per seed
+    warmup_steps: Whole = 0  # first steps that act without updating
+    updates_per_step: Count = 1  # gradient updates per environment step
+    offline_ratio: Share | None = None  # share of dataset rows per batch; 0: none; default: all rows alike
+    offline_ratio_end: Share | None = None  # anneal --offline-ratio linearly to this over the online steps
+    replay_capacity: Count = 1_000_000  # online transitions kept per seed
+    # optimistic actions (O3F)
+    num_candidates: Whole = 0  # 0: the policy's action; 1: one noisy draw; N: the best of N noisy draws
+    candidate_std: NonNegative = 0.2  # standard deviation of the draws, of actions in [-1, 1]
+    optimism: Finite = 0.0  # weight of the critics' standard deviation in a draw's score (UCB)
+    # support constraint (BEAR)
+    mmd_target: Positive = 0.05  # largest MMD between the policy's and the behaviour model's actions
+    mmd_target_end: Positive | None = None  # what --anneal brings --mmd-target to
+    mmd_kernel: Literal["laplacian", "gaussian"] = "gaussian"  # exp(-|x - y|_1 / 2 sigma), or |x - y|^2
+    mmd_sigma: Positive = 20.0  # of the kernel, for actions before their tanh; 10 goes with laplacian
+    mmd_samples: Count = 5  # actions of the policy, and of the model, in an MMD
+    mmd_warmup: Whole = 5_000  # first policy updates that match the model only, without Q
+    nu_lr: Positive = 1e-3  # Adam's step size for the log of the constraint's dual variable
+    target_actions: Count = 10  # actions of the target policy per next state; the best one counts
+    target_min_share: Share = 0.75  # weight of the critics' minimum in a target; the maximum has the rest
+    eval_actions: Count = 10  # actions per state in evaluations, the mean first; the best by Q is executed
+    # annealing
+    anneal: Literal["linear", "abrupt"] = "linear"  # to the _end: over the online steps, or at the first
+    # Q-filter
+    q_filter_percentile: Percentile = 0.0  # leave rows under this percentile of Q out of the policy loss
+    q_filter_value: Finite | None = None  # a fixed threshold on Q instead, in units of discounted return
+    q_filter_weight: Share = 0.0  # weight of the rows under the threshold: 0 drops them
+    q_filter_actions: Literal["data", "policy"] = "data"  # Q of the batch's actions or of the policy's
+
+
+class Batch(NamedTuple):
+    obs: Tensor  # (B, O)
+    action: Tensor  # (B, A) in [-1, 1]
+    reward: Tensor  # (B,)
+    next_obs: Tensor  # (B, O)
+    terminated: Tensor  # (B,) 1 where the task ended: no value after it; 0 where only the clock did
+
+
+def new_mlp(*sizes: int) -> dict[str, Tensor]:
+    """Parameters of linear layers between `sizes`, with PyTorch's own initialisation."""
+    layers = nn.Sequential(*(nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes)))
+    return {name: param.detach() for name, param in layers.named_parameters()}
+
+
+def mlp(params: dict[str, Tensor], x: Tensor, layer_norm: bool = False) -> Tensor:
+    """(..., in) -> (..., out), or (...) if out is 1; with LayerNorm (no scale, no shift) before each ReLU."""
+    *hidden, last = range(len(params) // 2)
+    for layer in hidden:
+        x = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
+        x = F.relu(F.layer_norm(x, x.shape[-1:]) if layer_norm else x)
+    weight, bias = params[f"{last}.weight"], params[f"{last}.bias"]
+    if len(weight) > 1:
+        return F.linear(x, weight, bias)
+    return (x * weight[0]).sum(-1) + bias[0]  # on CUDA faster than a matrix with one column
+
+
+def adam_init(params: dict | Tensor) -> dict:
+    return {
+        "m": tree_map(torch.zeros_like, params),
+        "v": tree_map(torch.zeros_like, params),
+        "t": torch.zeros(()),
+    }
+
+
+def adam(params: dict | Tensor, grads: dict | Tensor, moments: dict, lr: float) -> tuple[dict | Tensor, dict]:
+    """New parameters and moments after one step of Adam (Kingma & Ba 2015, algorithm 1).
+
+    1 - beta^t is written with expm1: in float32 the difference would lose digits for a thousand updates.
+    """
+    t = moments["t"] + 1
+    m = tree_map(lambda m, grad: torch.lerp(m, grad, 1 - BETA1), moments["m"], grads)
+    v = tree_map(lambda v, grad: torch.lerp(v, grad * grad, 1 - BETA2), moments["v"], grads)
+    step = torch.expm1(t * math.log(BETA1)) / lr  # negative: addcdiv adds
+    root = (-torch.expm1(t * math.log(BETA2))).sqrt()
+    new = tree_map(lambda p, m, v: torch.addcdiv(p, m, (v.sqrt() / root + ADAM_EPS) * step), params, m, v)
+    return new, {"m": m, "v": v, "t": t}
+
+
+def stack(trees: list[dict]) -> dict:
+    """Dicts of tensors as one, along a new first axis: of critics, or of seeds."""
+    return tree_map(lambda *leaves: torch.stack(leaves), *trees)
+
+
+def polyak(target: dict, params: dict, tau: float) -> dict:
+    return tree_map(lambda old, new: torch.lerp(old, new, tau), target, params)
+
+
+def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """tanh(mean + std * noise) and its log-density, (..., A) and (...); arXiv 1812.05905, eq. (21).
+
+    log(1 - tanh(x)^2) is written as 2 (log 2 - x - softplus(-2x)), which is finite for every x.
+    """
+    x = mean + log_std.exp() * noise
+    log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    log_slope = 2 * (math.log(2) - x - F.softplus(-2 * x))
+    return x.tanh(), (log_normal - log_slope).sum(-1)
+
+
+def annealed(args: Args, start: float, end: float | None, progress: Tensor) -> float | Tensor:
+    """A coefficient of the objective; --anneal brings it online from `start` to `end`."""
+    if end is None:
+        return start
+    if args.anneal == "abrupt":
+        return torch.where(progress > 0, end, start)
+    return start + (end - start) * progress
+
+
+def q_filter(q: Tensor, args: Args) -> tuple[Tensor, dict]:
+    """Weights (B,) of the policy loss: 1 where q (B,) reaches the threshold, ties kept; and metrics.
+
+    The threshold is --q-filter-value, or the --q-filter-percentile of the batch (linear interpolation).
+    """
+    if args.q_filter_value is None and args.q_filter_percentile == 0:
+        return torch.ones_like(q), {}
+    if args.q_filter_value is not None:
+        threshold = torch.full_like(q[0], args.q_filter_value)
+    else:  # torch.quantile would be a loop under vmap
+        rank = args.q_filter_percentile / 100 * (len(q) - 1)
+        below, above = q.sort().values[math.floor(rank)], q.sort().values[math.ceil(rank)]
+        threshold = torch.lerp(below, above, rank % 1)
+    weight = torch.where(q >= threshold, 1.0, args.q_filter_weight)
+    return weight, {"filter/fraction": (q < threshold).float().mean(), "filter/threshold": threshold}
+
+
+def optimistic_action(q: Tensor, action: Tensor, candidates: Tensor, optimism: float) -> tuple[Tensor, dict]:
+    """The best of N candidates (N, A) by mean_e Q + omega std_e Q, and metrics; O3F, algorithm 1.
+
+    q (E, 1 + N) rates `action` (A,), for comparison only, and the candidates. N = 1 is the paper's baseline.
+    """
+    mean = q.mean(0)
+    score = mean + optimism * q.std(0, correction=0)
+    best = score[1:].argmax()
+    distance = (candidates[best] - action).square().sum().sqrt()
+    return candidates[best], {
+        "candidates/q_advantage": mean[1:][best] - mean[0],
+        "candidates/distance": distance,
+    }
+
+
+def mmd(x: Tensor, y: Tensor, kernel: str, sigma: float) -> Tensor:
+    """Distance (B,) of two sets of draws, (B, J, A) each: root of mean k(x, x') + k(y, y') - 2 k(x, y)."""
+
+    def mean_kernel(x: Tensor, y: Tensor) -> Tensor:
+        difference = x[:, :, None] - y[:, None]  # (B, J, J, A)
+        distance = difference.abs() if kernel == "laplacian" else difference.square()
+        return (-distance.sum(-1) / (2 * sigma)).exp().mean((1, 2))
+
+    return (mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y) + MMD_EPS).sqrt()
+
+
+def convex_target(q: Tensor, min_share: float) -> Tensor:
+    """Of Q (E, B, J): a share of the critics' minimum, the rest of their maximum, and the best of J, (B,)."""
+    return (min_share * q.amin(0) + (1 - min_share) * q.amax(0)).amax(-1)
+
+
+class BEAR:
+    """One seed, as pure functions of its state; noise is an argument: standard normal, shapes as listed."""
+
+    def __init__(self, args: Args, obs_dim: int, action_dim: int, hidden_dim, num_critics, layer_norm):
+        self.args, self.obs_dim, self.action_dim, self.hidden_dim = args, obs_dim, action_dim, hidden_dim
+        self.num_critics, self.layer_norm, self.latent_dim = num_critics, layer_norm, 2 * action_dim
+        batch, matched = args.batch_size, (args.batch_size, args.mmd_samples)
+        self.update_noise = {"latent": (batch, self.latent_dim), "behaviour": (*matched, self.latent_dim)}
+        self.update_noise["next_action"] = batch, args.target_actions, action_dim
+        self.update_noise["action"] = *matched, action_dim
+        if args.num_candidates == 0 and (args.optimism or args.candidate_std != Args.candidate_std):
+            fail("--optimism and --candidate-std: have no effect with --num-candidates 0")
+        self.act_noise = {"action": (action_dim,), "candidates": (args.num_candidates, action_dim)}
+
+    def init(self, seed: int) -> dict:
+        """The state that training starts from."""
+        torch.manual_seed(seed)
+        width, inputs = self.hidden_dim, self.obs_dim + self.action_dim
+        actor, log_nu = new_mlp(self.obs_dim, width, width, 2 * self.action_dim), torch.zeros(())
+        encoder = new_mlp(inputs, width, width, 2 * self.latent_dim)
+        decoder = new_mlp(self.obs_dim + self.latent_dim, width, width, self.action_dim)
+        vae = {"encoder": encoder, "decoder": decoder}
+        critic = stack([new_mlp(inputs, width, width, 1) for _ in range(self.num_critics)])
+        eval_noise = torch.randn(self.args.eval_actions, self.action_dim)  # of evaluations, drawn once
+        eval_noise[0] = 0  # the mean
+        return {
+            "actor": actor,
+            "vae": vae,
+            "critic": critic,  # (E, ...) each
+            "target_actor": actor,
+            "target_critic": critic,
+            "log_nu": log_nu,
+            "actor_adam": adam_init(actor),
+            "vae_adam": adam_init(vae),
+            "critic_adam": adam_init(critic),
+            "nu_adam": adam_init(log_nu),
+            "eval_noise": eval_noise,
+            "progress": torch.zeros(()),  # share of the online steps that is done
+        }
+
+    def actor(self, params: dict, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log std (..., A) of the policy before its tanh, at obs (..., O)."""
+        mean, log_std = mlp(params, obs).chunk(2, -1)
+        return mean, LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (log_std.tanh() + 1)
+
+    def draws(self, params: dict, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions (B, J, A) of the policy before their tanh, for noise (B, J, A) or (J, A); obs as often."""
+        mean, log_std = self.actor(params, obs[:, None])  # (B, 1, A)
+        return mean + log_std.exp() * noise, obs[:, None].expand(-1, noise.shape[-2], -1)
+
+    def decode(self, params: dict, obs: Tensor, latent: Tensor) -> Tensor:
+        """D: the model's action (..., A) before its tanh, of a latent (..., 2 A) at obs (..., O)."""
+        return mlp(params, torch.cat([obs, latent], -1)).reshape(*obs.shape[:-1], self.action_dim)
+
+    def critics(self, params: dict, obs: Tensor, action: Tensor) -> Tensor:
+        """Q of all critics in `params`, (E, ...), at obs (..., O) and action (..., A)."""
+        x = torch.cat([obs, action], -1)
+        return vmap(lambda one: mlp(one, x, self.layer_norm))(params)
+
+    def vae_loss(self, params: dict, batch: Batch, noise: dict):
+        """Bound on the likelihood of the batch's actions."""
+        mean, log_std = mlp(params["encoder"], torch.cat([batch.obs, batch.action], 1)).chunk(2, 1)
+        log_std = log_std.clamp(LATENT_LOG_STD_MIN, LATENT_LOG_STD_MAX)
+        decoded = self.decode(params["decoder"], batch.obs, mean + log_std.exp() * noise["latent"])
+        error = (batch.action - decoded.tanh()).square().mean()
+        kl = (0.5 * (mean.square() + (2 * log_std).exp() - 1) - log_std).mean()
+        loss = error + LATENT_KL_WEIGHT * kl
+        return loss, {"loss/vae": loss, "vae/error": error, "vae/kl": kl}
+
+    def critic_loss(self, params: dict, state: dict, batch: Batch, noise: dict):
+        """Bellman error of the best of the target policy's actions."""
+        args = self.args
+        raw, obs = self.draws(state["target_actor"], batch.next_obs, noise["next_action"])
+        next_q = convex_target(self.critics(state["target_critic"], obs, raw.tanh()), args.target_min_share)
+        target_q = batch.reward + args.gamma * (1 - batch.terminated) * next_q
+        q = self.critics(params, batch.obs, batch.action)  # (E, B)
+        loss = (q - target_q).square().mean(1).sum()
+        return loss, ({"loss/critic": loss, "q/data": q.mean(), "q/target": target_q.mean()}, q)
+
+    def actor_loss(self, params: dict, state: dict, batch: Batch, noise: dict, data_q: Tensor):
+        """Q within the support, Q-filtered; data_q (B,): min_e Q of the batch's actions."""
+        args = self.args
+        raw, obs = self.draws(params, batch.obs, noise["action"].clamp(-DRAW_CLIP, DRAW_CLIP))
+        behaviour = self.decode(state["vae"]["decoder"], obs, noise["behaviour"].clamp(-DRAW_CLIP, DRAW_CLIP))
+        distance = mmd(raw, behaviour, args.mmd_kernel, args.mmd_sigma)  # (B,)
+        q = self.critics(state["critic"], obs, raw.tanh()).mean(2).amin(0)  # (B,)
+        is_warm = (state["actor_adam"]["t"] >= args.mmd_warmup).float()
+        weight, filtered = q_filter(data_q if args.q_filter_actions == "data" else q.detach(), args)
+        lagrangian = state["log_nu"].exp() * distance - is_warm * q
+        loss = (weight * lagrangian).sum() / weight.sum().clamp(min=1e-6)
+        metrics = {"loss/actor": loss, "q/policy": q.mean(), "constraint/mmd": distance.mean()}
+        return loss, metrics | filtered
+
+    def update(self, state: dict, batch: Batch, noise: dict, policy_turn: bool) -> tuple[dict, dict]:
+        """What changes in the state, and metrics: behaviour model and critics, on its turn the policy."""
+        args, new = self.args, {}
+        gradient = grad_and_value(self.vae_loss, has_aux=True)
+        grads, (_, metrics) = gradient(state["vae"], batch, noise)
+        new["vae"], new["vae_adam"] = adam(state["vae"], grads, state["vae_adam"], args.critic_lr)
+
+        gradient = grad_and_value(self.critic_loss, has_aux=True)
+        grads, (_, (critic_metrics, q)) = gradient(state["critic"], state, batch, noise)
+        new["critic"], new["critic_adam"] = adam(state["critic"], grads, state["critic_adam"], args.critic_lr)
+        new["target_critic"] = polyak(state["target_critic"], new["critic"], args.tau)
+        metrics |= critic_metrics
+        if not policy_turn:
+            return new, metrics
+
+        gradient = grad_and_value(self.actor_loss, has_aux=True)
+        grads, (_, actor_metrics) = gradient(state["actor"], state | new, batch, noise, q.amin(0))
+        new["actor"], new["actor_adam"] = adam(state["actor"], grads, state["actor_adam"], args.actor_lr)
+        new["target_actor"] = polyak(state["target_actor"], new["actor"], args.tau)
+        threshold = annealed(args, args.mmd_target, args.mmd_target_end, state["progress"])
+        nu = state["log_nu"].exp()
+        grad = -nu * (actor_metrics["constraint/mmd"] - threshold)  # ascent, so the sign is turned for Adam
+        log_nu, new["nu_adam"] = adam(state["log_nu"], grad, state["nu_adam"], args.nu_lr)
+        new["log_nu"] = log_nu.clamp(LOG_NU_MIN, LOG_NU_MAX)
+        return new, metrics | actor_metrics | {"constraint/nu": nu}
+
+    def act(self, state: dict, obs: Tensor, noise: dict) -> tuple[Tensor, dict]:
+        """The action (A,) to execute while training, at obs (O,), and metrics."""
+        action, _ = sample_action(*self.actor(state["actor"], obs), noise["action"])
+        if self.args.num_candidates == 0:
+            return action, {}
+        candidates = (action + self.args.candidate_std * noise["candidates"]).clamp(-1, 1)  # (N, A)
+        rated = torch.cat([action[None], candidates])
+        q = self.critics(state["critic"], obs.expand(len(rated), -1), rated)  # (E, 1 + N)
+        return optimistic_action(q, action, candidates, self.args.optimism)
+
+    def best_action(self, state: dict, obs: Tensor) -> Tensor:
+        """The deterministic action (B, A) that evaluations execute at obs (B, O); the noise stays."""
+        raw, every_obs = self.draws(state["actor"], obs, state["eval_noise"])
+        best = self.critics(state["critic"], every_obs, raw.tanh()).amin(0).argmax(1)  # (B,)
+        return raw[torch.arange(len(obs)), best].tanh()
+
+    def value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
+        """min_e Q(s, a), (B,), in units of discounted return."""
+        return self.critics(state["critic"], obs, action).amin(0)
+
+
+def check_args(args: Args) -> None:
+    """Ends with one line if options of this script contradict each other."""
+    if args.anneal == "abrupt" and args.mmd_target_end is None:
+        fail("--anneal abrupt: needs --mmd-target-end, where to")
+
+
+ALGORITHM, FAMILY = BEAR, "bear"  # the family of checkpoints that fit each other
+PRETRAINED_BY = "bear"  # the script whose newest run --checkpoint is by default
+# ---- plumbing: the same text in every script ---------------------------------------------------------
+
+SCRIPT, BUNDLED = Path(__file__).stem, (Path(__file__).resolve().parent / "datasets").resolve()
+FORMAT = 2  # of checkpoint.pt and resume.pt; files of the first format name none
+DEFAULT_DATASETS = {"Hopper": "hopper/medium-replay-v0"}  # what --dataset is when it is not given
+D4RL_SCORES = {  # returns of a random and of an expert policy (Fu et al. 2020, arXiv 2004.07219)
+    "HalfCheetah": [-280.178953, 12135.0],
+    "Hopper": [-20.272305, 3234.3],
+    "Walker2d": [1.629008, 4592.3],
+    "Ant": [-325.6, 3879.7],
+}
+COMPILE_FROM = 5_000  # updates; compiling costs half a minute on a CPU
+UPDATES_PER_CALL = 10  # offline, in one CUDA graph
+EPISODE_LIMIT = 100_000  # steps of an evaluation episode
+STOP_SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")]
+ROUNDING = 1e-4  # how far outside [-1, 1] a recorded action may lie
+
+
+def fail(message: str) -> NoReturn:
+    """Bad input: one line on stderr, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def task_of(env_id: str) -> str:
+    """Hopper, of Hopper-v4 and of module:Hopper-v4."""
+    return re.sub(r"-v\d+$", "", env_id.rpartition(":")[2])
+
+
+def num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def to_vector(obs, time_axes: int = 0) -> np.ndarray:
+    """Observations as new float32 vectors; a Dict's parts are joined in the order of their keys."""
+    if isinstance(obs, dict):
+        return np.concatenate([to_vector(obs[key], time_axes) for key in sorted(obs)], -1)
+    obs = np.array(obs, np.float32)
+    return obs.reshape(*obs.shape[:time_axes], -1)
+
+
+class Adapter(gym.Wrapper):
+    """An environment as the algorithms see it: observations (O,), actions (A,) in [-1, 1], plain numbers."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        actions, size = env.action_space, to_vector(env.observation_space.sample()).shape
+        is_vector = isinstance(actions, gym.spaces.Box) and len(actions.shape) == 1
+        if not is_vector or actions.dtype.kind != "f" or not actions.is_bounded():
+            raise ValueError(f"actions must be bounded vectors of real numbers, not {actions}")
+        if (actions.low >= actions.high).any():
+            raise ValueError(f"the lower bounds of actions must be below the upper ones: {actions}")
+        self.center, self.scale = (actions.high + actions.low) / 2, (actions.high - actions.low) / 2
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, size, np.float32)
+        self.action_space = gym.spaces.Box(-1, 1, actions.shape, np.float32)
+
+    def reset(self, **options):
+        obs, info = self.env.reset(**options)
+        return to_vector(obs), info
+
+    def step(self, action: np.ndarray):
+        space = self.env.action_space
+        action = np.clip(self.center + self.scale * action, space.low, space.high).astype(space.dtype)
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return to_vector(obs), np.asarray(reward).item(), bool(terminated), bool(truncated), info
+
+
+def make_env(env_id: str) -> Adapter:
+    if parent_process():  # one of the run's processes, not the run's own
+        work_beside()
+    with warnings.catch_warnings(action="ignore"):  # "Hopper-v4 is out of date"
+        env = Adapter(gym.make(env_id, disable_env_checker=True))
+    mujoco = sys.modules.get("mujoco")
+    if mujoco:  # or it writes its warnings to a file in the working directory
+        mujoco.set_mju_user_warning(lambda message: None)
+    return env
+
+
+def open_env(env_id: str) -> Adapter:
+    """The environment of --env; ends with one line if it cannot be used."""
+    try:
+        env = make_env(env_id)
+    except Exception as error:  # its constructor may raise anything
+        fail(f"--env {env_id}: cannot be used: {error!r:.300}")
+    if env.spec.max_episode_steps is None:
+        print(f"note: {env_id} has no step limit; an evaluation episode may take {EPISODE_LIMIT:,} steps")
+    return env
+
+
+class Dataset(NamedTuple):
+    rows: np.ndarray  # (rows, 2 O + A + 2) float32, columns as in Batch, actions in [-1, 1]
+    ends: np.ndarray  # (rows,) uint8: 0, 1 terminated, 2 truncated
+    description: dict  # what config.json and checkpoints keep of it
+
+
+def read_hdf5(path: Path, step_limit: int | None) -> dict[str, np.ndarray]:
+    """Columns (N, ...) of D4RL's flat arrays; `drop` marks rows whose next observation is not known.
+
+    Without `next_observations`, row i + 1 follows row i within an episode. Without `timeouts`, an episode
+    ends at the environment's step limit, counted anew after each terminal, as in D4RL's own reader.
+    """
+    import h5py
+
+    needed = "observations", "actions", "rewards", "terminals"
+    optional = "timeouts", "next_observations", "episode_terminals"  # the last one is d3rlpy's
+    with h5py.File(path) as file:
+        if "discrete_action" in file and "version" not in file:
+            raise ValueError("d3rlpy before 1.0 wrote it, with rewards one row late: they must be moved")
+        data = {key: file[key][()] for key in needed + optional if isinstance(file.get(key), h5py.Dataset)}
+    lengths = {key: len(data[key]) if key in data else "missing" for key in needed + tuple(data)}
+    if "missing" in lengths.values() or len(set(lengths.values())) > 1:
+        raise ValueError(f"its arrays do not match: {lengths}")
+    obs, count = data["observations"], lengths["observations"]
+    terminated = data["terminals"].reshape(count).astype(bool)
+    timeouts = data.get("timeouts", data.get("episode_terminals", terminated)).reshape(count).astype(bool)
+    index, starts = np.arange(count), np.append(True, terminated | timeouts)[:count]
+    at_limit = (index - np.maximum.accumulate(index * starts) + 1) % (step_limit or np.inf) == 0
+    truncated = (timeouts if "timeouts" in data or "episode_terminals" in data else at_limit) & ~terminated
+    truncated[-1:] = ~terminated[-1:]
+    if (at_limit & ~terminated & ~truncated).any():
+        print(f"note: {path.name} has episodes beyond {step_limit} steps, the environment's limit")
+    next_obs, drop = data.get("next_observations"), np.zeros(count, bool)
+    if next_obs is None:
+        next_obs, drop = np.roll(obs, -1, 0), truncated.copy()
+        next_obs[terminated] = obs[terminated]  # nothing follows a terminal; never used
+        truncated[:-1] |= drop[1:] & ~terminated[:-1]
+    columns = {"obs": obs, "action": data["actions"], "reward": data["rewards"], "next_obs": next_obs}
+    return columns | {"terminated": terminated, "truncated": truncated, "drop": drop}
+
+
+def read_minari(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """The same of a Minari folder (the one that holds data/), and its metadata."""
+    from minari.dataset.minari_storage import MinariStorage
+
+    storage, episodes = MinariStorage.read(path / "data"), []
+    for episode in storage.get_episodes(range(storage.total_episodes)):
+        obs, terminated = to_vector(episode["observations"], 1), np.ravel(episode["terminations"])
+        count = len(terminated) if terminated[-1] else len(obs) - 1  # a last observation may be missing
+        obs = np.append(obs, obs[-1:], 0)  # and is not used after a terminal
+        truncated = (np.arange(count) == count - 1) & (not terminated[-1])  # it ends where it ends
+        columns = obs[:-1], episode["actions"], episode["rewards"], obs[1:], terminated
+        episodes.append([*(column[:count] for column in columns), truncated])
+    names = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
+    columns = {name: np.concatenate([episode[i] for episode in episodes]) for i, name in enumerate(names)}
+    return columns | {"drop": np.zeros(len(columns["obs"]))}, storage.metadata
+
+
+def find_dataset(name: str) -> Path:
+    """The file or folder of --dataset: a path, in Minari's cache, in datasets/, or downloaded."""
+    minari_cache = Path(os.path.expanduser(os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets")))
+    for path in (Path(name), minari_cache / name, BUNDLED / name):
+        if path.is_file() or (path / "data" / "metadata.json").is_file():
+            return path
+    if not re.fullmatch(r"([\w-]+/)+[\w-]+-v\d+", name):
+        like = "a Minari id is like mujoco/hopper/medium-v0, where D4RL has hopper-medium-v2"
+        fail(f"--dataset {name}: is no D4RL .hdf5 file, no Minari folder and no Minari id; {like}")
+    print(f"{name} is not on this machine: asking Minari's hub")
+    try:
+        import minari
+
+        minari.download_dataset(name)
+    except Exception as error:  # whatever the hub's client raises
+        fail(f"--dataset {name}: cannot be downloaded: {error!r:.300}")
+    return minari_cache / name
+
+
+def check_columns(name: str, columns: dict[str, np.ndarray], env: Adapter) -> None:
+    """Ends with one line if the columns (N, ...) do not fit the environment, or about the first bad value."""
+    obs_shape, action_shape = env.observation_space.shape, env.action_space.shape
+    shapes = {"obs": obs_shape, "action": action_shape, "reward": (), "next_obs": obs_shape}
+    for key, shape in shapes.items():
+        if columns[key].shape[1:] != shape:
+            fail(f"--dataset {name}: {key} has shape {columns[key].shape[1:]}, in {env.spec.id} {shape}")
+        bad = np.argwhere(~np.isfinite(columns[key])).tolist()
+        if bad:
+            fail(f"--dataset {name}: {key}{bad[0]} is {columns[key][tuple(bad[0])]}, no finite number")
+    bad = np.argwhere(np.abs(columns["action"] - env.center) > env.scale * (1 + ROUNDING)).tolist()
+    if bad:
+        first = f"action{bad[0]} is {columns['action'][tuple(bad[0])]:.6g}"
+        fail(f"--dataset {name}: {len(bad):,} values are out of bounds, {first}; --clip-actions clips them")
+    if columns["drop"].all():
+        fail(f"--dataset {name}: has no transition whose next observation is known")
+
+
+def load_dataset(args: Args, env: Adapter) -> Dataset:
+    """--dataset, or the environment's bundled one, after checking that it fits the environment."""
+    name, metadata = args.dataset or DEFAULT_DATASETS.get(task_of(args.env)), {}
+    if name is None:
+        fail(f"--dataset is needed: none is bundled for {args.env}; collect_dataset.py makes one")
+    path = find_dataset(name)
+    try:
+        if path.is_file():
+            columns = read_hdf5(path, env.spec.max_episode_steps)
+        else:
+            columns, metadata = read_minari(path)
+        columns = {key: np.asarray(column, np.float32) for key, column in columns.items()}
+        columns["reward"] = columns["reward"].reshape(len(columns["obs"]))
+        specs = {key: json.loads(metadata.get(key) or "{}") for key in ("env_spec", "eval_env_spec")}
+        recorded_in = specs["env_spec"].get("id")  # read as text: it imports nothing
+    except Exception as error:  # whatever h5py, Minari or NumPy raise
+        fail(f"--dataset {name}: cannot be read: {error!r:.300}")
+    if recorded_in and task_of(recorded_in) != task_of(args.env):
+        fail(f"--dataset {name}: recorded in {recorded_in}, not in {args.env}")
+    if args.clip_actions and columns["action"].shape[1:] == env.action_space.shape:
+        columns["action"] = columns["action"].clip(env.center - env.scale, env.center + env.scale)
+    check_columns(name, columns, env)
+    columns["action"] = ((columns["action"] - env.center) / env.scale).clip(-1, 1)
+    keep, truncated = columns.pop("drop") == 0, columns.pop("truncated")
+    ends = (columns["terminated"] + 2 * truncated)[keep].astype(np.uint8)
+    rows = np.column_stack([*columns.values()])[keep].astype(np.float32)
+    fingerprint = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
+    starts = np.append(0, np.flatnonzero(ends)[:-1] + 1)
+    returns = np.add.reduceat(columns["reward"][keep].astype(float), starts)
+    spread = f"return {returns.mean():.0f} on average, {returns.max():.0f} at best"
+    print(f"data: {name}, {len(rows):,} transitions, {len(returns):,} episodes, {spread}")
+    if not keep.all():
+        print(f"note: {(~keep).sum():,} last transitions without a next observation were dropped")
+    for spec_name, spec in specs.items():
+        for key in [key for key in ("id", "kwargs", "max_episode_steps") if key in spec]:
+            texts = [json.dumps(value, default=str) for value in (spec[key], getattr(env.spec, key))]
+            if texts[0] != texts[1]:
+                print(f"note: {key} is {texts[0]:.200} in its {spec_name}, {texts[1]:.200} in {args.env}")
+    short_name = task_of(path.stem)  # medium, of medium-v0 and of medium.hdf5
+    if BUNDLED not in path.resolve().parents:
+        short_name += f"-{fingerprint[:4]}"  # two of one name stay apart
+    scores = [metadata.get(key) for key in ("ref_min_score", "ref_max_score")]
+    if not all(isinstance(score, int | float) for score in scores) or not abs(scores[1] - scores[0]) > 0:
+        scores = None
+    description = {"name": short_name, "source": name, "fingerprint": fingerprint}
+    return Dataset(rows, ends, description | {"recorded_in": recorded_in, "scores": scores})
+
+
+class Replay:
+    """Every transition in one table on the device: the dataset's rows once, then one ring per seed.
+
+    A batch is one gather of row numbers (S, B), drawn from dataset and ring alike; if `offline_ratio` is a
+    number, that share of a batch is drawn from the dataset and the rest from the ring (RLPD).
+    """
+
+    def __init__(self, args: Args, shape: dict, dataset: Dataset | None, capacity: int, device: str):
+        self.columns = [shape["obs_dim"], shape["action_dim"], 1, shape["obs_dim"], 1]
+        self.num_offline = len(dataset.rows) if dataset else 0
+        size = (self.num_offline + args.num_seeds * capacity, sum(self.columns))
+        free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+        needed = 4 * (size[0] + args.num_seeds * args.batch_size) * size[1]
+        if needed > free:
+            memory = f"{1e-9 * needed:.1f} GB are needed, {1e-9 * free:.1f} GB are free on {device}"
+            fail(f"--num-seeds {args.num_seeds}: {memory}; lower it, --batch-size or --replay-capacity")
+        self.rows, self.ends = torch.zeros(size, device=device), np.zeros(size[0], np.uint8)
+        if dataset:
+            self.rows[: self.num_offline] = torch.from_numpy(dataset.rows)
+            self.ends[: self.num_offline] = dataset.ends
+        self.rings = self.rows[self.num_offline :].view(args.num_seeds, capacity, size[1])
+        self.ring_ends = self.ends[self.num_offline :].reshape(args.num_seeds, capacity)  # a view too
+        self.starts = self.num_offline + capacity * torch.arange(args.num_seeds, device=device)[:, None]
+        self.size = torch.zeros((), dtype=torch.int64, device=device)  # of a ring; a CUDA graph reads it
+        self.capacity, self.added, self.offline_ratio = capacity, 0, None
+
+    def add(self, obs, action, reward, next_obs, terminated, truncated) -> None:
+        """Stores one transition per seed; arrays (S, ...)."""
+        row = np.column_stack([obs, action, reward, next_obs, terminated]).astype(np.float32)
+        self.rings[:, self.added % self.capacity] = torch.from_numpy(row).to(self.rows.device)
+        self.ring_ends[:, self.added % self.capacity] = np.where(terminated, 1, 2 * truncated)
+        self.added += 1
+        self.size.fill_(min(self.added, self.capacity))
+
+    def sample(self, batch_size: int) -> Batch:
+        """A batch per seed, (S, B, ...)."""
+        number = torch.randint(2**62, (len(self.rings), batch_size), device=self.rows.device)
+        if self.offline_ratio is None:
+            number = number % (self.num_offline + self.size)
+            number = torch.where(number < self.num_offline, number, number - self.num_offline + self.starts)
+        else:
+            num_offline = (self.offline_ratio * batch_size).round()
+            offline = torch.arange(batch_size, device=number.device) < num_offline
+            number = torch.where(offline, number % self.num_offline, number % self.size + self.starts)
+        return self.gather(number)
+
+    def gather(self, number: Tensor) -> Batch:
+        """The rows of these numbers (S, B)."""
+        obs, action, reward, next_obs, terminated = self.rows[number].split(self.columns, -1)
+        return Batch(obs, action, reward[..., 0], next_obs, terminated[..., 0])
+
+
+def on_device(saved: dict | None, states: list[dict], device: str) -> dict:
+    """The state that training starts from: a resumed run's, or those of the seeds along a new first axis."""
+    state = saved["state"] if saved else stack(states)
+    return tree_map(lambda tensor: tensor.to(device), state)
+
+
+def over_seeds(function: Callable, num_seeds: int) -> Callable:
+    """`function` of one seed's tensors, for stacked ones."""
+    if num_seeds > 1:
+        return vmap(function)
+
+    def alone(*stacked):  # without vmap, which costs a CPU time
+        result = function(*tree_map(lambda tensor: tensor[0], stacked))
+        return tree_map(lambda tensor: tensor[None], result)
+
+    return alone
+
+
+class Loop:
+    """A step that all seeds take over and over; `metrics` (S,) are those of the last one.
+
+    On CUDA, calls with one pattern of turns become one CUDA graph, after two that warm up: one launch each.
+    """
+
+    def __init__(self, step: Callable[[bool], dict], device: str, args: Args, compiled: bool = False):
+        self.plain, self.step = step, torch.compile(step, fullgraph=True) if compiled else step
+        self.stream = torch.cuda.Stream() if device == "cuda" and args.compile != "off" else None
+        self.metrics, self.calls, self.graphs, self.policy_delay = {}, Counter(), {}, args.policy_delay
+
+    def take(self, turns: tuple[bool, ...]) -> dict:
+        metrics = {}
+        for turn in turns:
+            try:
+                metrics |= self.step(turn)
+            except Exception as error:  # no compiler, or one that fails: slower, the same algorithm
+                if self.step is self.plain:
+                    raise
+                tqdm.write(f"not compiled, running eagerly: {error!r:.300}")
+                self.step = self.plain
+                metrics |= self.step(turn)
+        return metrics
+
+    def __call__(self, first: int = 0, count: int = 1) -> None:
+        """Steps `first` to `first + count - 1`; the policy's turn is every --policy-delay'th."""
+        turns = tuple(step % self.policy_delay == 0 for step in range(first, first + count))
+        self.calls[turns] += 1
+        if self.stream is None:
+            metrics = self.take(turns)
+        elif self.calls[turns] <= 2:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                metrics = self.take(turns)
+            torch.cuda.current_stream().wait_stream(self.stream)
+        else:
+            if turns not in self.graphs:
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    self.graphs[turns] = graph, self.take(turns)
+            graph, metrics = self.graphs[turns]
+            graph.replay()
+        self.metrics |= metrics
+
+
+def update_loop(algorithm: ALGORITHM, state: dict, replay: Replay, args: Args, total: int) -> Loop:
+    """`update` of all seeds on fresh batches, compiled if that pays for `total` updates."""
+    device = replay.rows.device.type
+    many_updates = device == "cuda" or total >= COMPILE_FROM
+    compiled = args.compile == "on" or (args.compile == "auto" and many_updates)
+
+    def step(policy_turn: bool) -> dict:
+        update = over_seeds(partial(algorithm.update, policy_turn=policy_turn), args.num_seeds)
+        shapes = algorithm.update_noise.items()
+        noise = {name: torch.randn(args.num_seeds, *shape, device=device) for name, shape in shapes}
+        new, metrics = update(state, replay.sample(args.batch_size), noise)
+        if device == "cpu" and not compiled:
+            state.update(new)
+            return metrics
+        for name, part in new.items():  # in place: a CUDA graph reads and writes fixed addresses
+            tree_map(Tensor.copy_, state[name], part)
+        return metrics
+
+    if compiled:
+        print("compiling the update, which takes up to a minute", flush=True)
+    return Loop(step, device, args, compiled)
+
+
+class Collector:
+    """The training environments, one per seed, stepped into the replay."""
+
+    def __init__(self, algorithm: ALGORITHM, state: dict, replay: Replay, args: Args, first_step: int):
+        count, device, mode = args.num_seeds, replay.rows.device.type, gym.vector.AutoresetMode.SAME_STEP
+        functions = [partial(make_env, args.env)] * count
+        if count > 1 and num_cores() >= 8:
+            envs = gym.vector.AsyncVectorEnv(functions, context="spawn", autoreset_mode=mode)
+        else:
+            envs = gym.vector.SyncVectorEnv(functions, autoreset_mode=mode)
+        self.envs, self.replay = gym.wrappers.vector.RecordEpisodeStatistics(envs), replay
+        self.obs, _ = self.envs.reset(seed=args.seed + 1000 * first_step)  # resumed: other episodes
+        self.device_obs = torch.zeros(self.obs.shape, device=device)
+        self.action = torch.zeros(self.envs.action_space.shape, device=device)
+
+        def step(_: bool) -> dict:
+            shapes = algorithm.act_noise.items()
+            noise = {name: torch.randn(count, *shape, device=device) for name, shape in shapes}
+            action, metrics = over_seeds(algorithm.act, count)(state, self.device_obs, noise)
+            self.action.copy_(action)
+            return metrics
+
+        self.loop = Loop(step, device, args)
+
+    def act(self) -> np.ndarray:
+        """Actions (S, A); waits for the device."""
+        self.device_obs.copy_(torch.from_numpy(self.obs))
+        self.loop()
+        return np.nan_to_num(self.action.cpu().numpy())  # of a seed that diverged
+
+    def step(self, action: np.ndarray) -> dict[int, dict]:
+        """Executes actions (S, A); metrics of the episodes that end with them, by seed's index."""
+        obs, reward, terminated, truncated, info = self.envs.step(action)
+        next_obs, ended = obs.copy(), {}
+        for i in np.flatnonzero(terminated | truncated):  # there, obs is the next episode's first
+            next_obs[i], episode = info["final_obs"][i], info["episode"]
+            ended[i] = {"train/return": episode["r"][i], "train/length": episode["l"][i]}
+        self.replay.add(self.obs, action, reward, next_obs, terminated, truncated)
+        self.obs = obs
+        return ended
+
+
+@cache  # once per process
+def work_beside() -> None:
+    """For a process beside the run: stop signals are for the run itself; without the run, it ends."""
+    torch.set_num_threads(1)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+    def end_with_the_run() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_run, daemon=True).start()
+
+
+@cache  # the same ones again at the next evaluation
+def eval_envs(env_id: str, count: int) -> list[Adapter]:
+    return [make_env(env_id) for _ in range(count)]
+
+
+def evaluate(path: Path, args: Args) -> np.ndarray:
+    """Plays a checkpoint's evaluation episodes; rows of return, length, first Q, Q's bias.
+
+    Episodes are seeded by (seed, gradient and environment steps so far, episode): each evaluation sees new
+    starts, and a finetuning's at step 0 repeats the last one of its pretraining. All are acted at once.
+    """
+    checkpoint = torch.load(path, weights_only=True)
+    state, algorithm = checkpoint["state"], ALGORITHM(args, **checkpoint["shape"])
+    envs = eval_envs(args.env, args.eval_episodes)
+    origin = [checkpoint[key] for key in ("seed", "gradient_step", "env_step")]
+    seeds = [int(np.random.SeedSequence((*origin, i)).generate_state(1)[0]) for i in range(len(envs))]
+    obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)])
+    first_obs = torch.from_numpy(obs.copy())
+    returns, discounted, lengths = np.zeros((3, len(envs)))
+    running = list(range(len(envs)))
+    while running:
+        action = algorithm.best_action(state, torch.from_numpy(obs)).numpy()
+        for i in running.copy():
+            obs[i], reward, terminated, truncated, _ = envs[i].step(action[i])
+            returns[i] += reward
+            discounted[i] += args.gamma ** lengths[i] * reward
+            lengths[i] += 1
+            if terminated or truncated or lengths[i] == EPISODE_LIMIT:
+                running.remove(i)
+    first_q = algorithm.value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
+    save(path, checkpoint | {"returns": returns.tolist()})
+    return np.column_stack([returns, lengths, first_q, first_q - discounted])
+
+
+def save(path: Path, content: dict) -> None:
+    """Atomically: a reader sees the old file or the new one, never a part."""
+    part = path.with_name(path.name + ".part")
+    try:
+        torch.save(content, part)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # PyTorch's own writer raises a RuntimeError
+        part.unlink(missing_ok=True)  # its space is free when the traceback no longer holds the writer
+        raise OSError(f"{path} not written, is the disk full? {error!r:.99}") from error.with_traceback(None)
+
+
+def load(option: str, path: Path, needed: str) -> dict:
+    """A checkpoint.pt or resume.pt, which holds `needed`; ends with one line if it is none."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)  # refuses a file that carries code
+        file_format = content.get("format", 1)
+    except Exception as error:  # whatever torch.load raises on a missing, damaged or foreign file
+        fail(f"{option} {path}: is no file of these scripts: {error!r:.100}")
+    if file_format != FORMAT:
+        fail(f"{option} {path}: was written by another version of these scripts (format {file_format})")
+    if needed not in content:
+        fail(f"{option} {path}: has no {needed}")
+    return content
+
+
+def newest_run(args: Args) -> Path:
+    """The newest finished run of the script that pretrains for this one."""
+    finished, wanted = [], {"script": PRETRAINED_BY, "status": "finished", "format": FORMAT}
+    parent = Path(args.runs_dir, re.sub("[:/]", "_", args.env))
+    for path in parent.glob("*/seed*/config.json"):
+        with suppress(Exception):  # whatever a foreign file brings
+            config = json.loads(path.read_text())
+            if wanted.items() <= config.items() and not config["args"].get("online_steps"):
+                finished.append((config["started"], path.parents[1]))
+    if not finished:
+        command = shlex.join(["python", f"{PRETRAINED_BY}.py", "--env", args.env])
+        fail(f"--checkpoint is missing: no finished pretraining is in {parent}; {command} makes one")
+    return max(finished)[1]
+
+
+def load_checkpoints(args: Args, env: Adapter) -> tuple[list[dict], dict]:
+    """A state per seed, its own or a shared one, and where they come from; ends with one line if none fit."""
+    folder = Path(args.checkpoint) if args.checkpoint else newest_run(args)
+    paths = [folder / f"seed{args.seed + i}" / "checkpoint.pt" for i in range(args.num_seeds)]
+    shared = [path for path in (folder, folder / "checkpoint.pt") if path.is_file()]
+    if shared:
+        paths = shared * args.num_seeds
+    checkpoints = [load("--checkpoint", path, "gradient_step") for path in paths]
+    first = checkpoints[0]
+    source = {key: first[key] for key in ("script", "run", "shape", "dataset", "gradient_step")}
+    expected = source | {"family": FAMILY, "env": args.env, "gamma": args.gamma}
+    expected |= {"obs_dim": env.observation_space.shape[0], "action_dim": env.action_space.shape[0]}
+    for path, checkpoint in zip(paths, checkpoints, strict=True):
+        values = checkpoint["args"] | checkpoint["shape"] | checkpoint
+        for key, value in expected.items():
+            if values[key] != value:
+                fail(f"--checkpoint {path}: its {key} is {values[key]}, not {value}")
+    score = float(np.mean([np.mean(checkpoint.get("returns", np.nan)) for checkpoint in checkpoints]))
+    starts, hours = len(set(paths)), (time.time() - paths[0].stat().st_mtime) / 3600
+    source |= {"path": str(paths[0]), "starts": starts, "return": score}
+    source["shared_seed"] = first["seed"] if shared else None
+    age = f"{hours:.1f} hours old, {source['gradient_step']:,} updates, return {score:.0f}"
+    print(f"start: {paths[0]}, {age}; {args.num_seeds} seeds from {starts} starts")
+    return [checkpoint["state"] for checkpoint in checkpoints], source
+
+
+def run_folder(args: Args, dataset: Dataset | None, source: dict | None) -> Path:
+    """<runs-dir>/<env>/<script>[-<dataset>][-<option>-<value>...][-from-<script>-<hash of the start>].
+
+    Of the options from --batch-size on, those off their default; the others change nothing that is learned.
+    """
+    parts, names = [SCRIPT], [field.name for field in fields(args)]
+    if dataset:
+        parts.append(dataset.description["name"])
+    for name in names[names.index("batch_size") :]:
+        if getattr(args, name) != getattr(Args, name):
+            parts.append(f"{name}-{getattr(args, name)}".replace("_", "-"))
+    if source:
+        start = f"{source['run']} {source['gradient_step']} {source['shared_seed']}"
+        parts.append(f"from-{source['script']}-{hashlib.sha256(start.encode()).hexdigest()[:4]}")
+    name = "-".join(parts)
+    if len(name) > 100:
+        name = f"{name[:91]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return Path(args.runs_dir, re.sub("[:/]", "_", args.env), name)
+
+
+def append(path: Path, rows: list[list]) -> None:
+    with open(path, "a", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+class Run:
+    """A run's folders, one per seed, and where it stands: logs, evaluation, checkpoints, stop and resume."""
+
+    def __init__(
+        self, args: Args, shape: dict, dataset: Dataset | None, source: dict | None, saved: dict | None
+    ):
+        if args.track and not find_spec("wandb"):
+            fail("--track: needs the package wandb (pip install wandb)")
+        self.args, self.saved, self.started = args, saved, time.time()
+        self.phase, self.offline_step, self.env_step = "offline", 0, 0
+        self.gradient_step = source["gradient_step"] if source else 0
+        self.seeds, self.live = range(args.seed, args.seed + args.num_seeds), list(range(args.num_seeds))
+        self.last_return, self.pending = {}, {}  # by seed's index; pending: evaluations under way
+        self.stop_signal, self.stopped_at, self.at_exit, self.kept = 0, 0.0, ExitStack(), False
+        trained_on = source["dataset"] if source else None
+        data = dataset.description if dataset else trained_on
+        self.scores = D4RL_SCORES.get(task_of(args.env)) or (data and data["scores"])
+        self.folder = saved["folder"] if saved else run_folder(args, dataset, source)
+        self.folders = [self.folder / f"seed{seed}" for seed in self.seeds]
+        packages = [name for name in ("torch", "gymnasium", "mujoco", "minari", "numpy") if find_spec(name)]
+        gpu = torch.cuda.get_device_name() if pick_device(args) == "cuda" else None
+        self.config = {
+            "format": FORMAT,
+            "script": SCRIPT,
+            "run": self.folder.name,
+            "family": FAMILY,
+            "env": args.env,
+            "num_seeds": args.num_seeds,
+            "args": asdict(args),
+            "shape": shape,
+            "scores": self.scores,
+            "dataset": data,
+            "checkpoint": source,
+            "command": saved["command"] if saved else [f"{SCRIPT}.py", *sys.argv[1:]],
+            "script_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+            "versions": {name: version(name) for name in packages},
+            "hardware": gpu or f"{num_cores()} CPU cores",
+        }
+        if saved:
+            vars(self).update(saved["progress"])
+            self.started -= saved["seconds"]
+            if data != saved["dataset"]:
+                fail(f"--resume {self.folder}: the dataset is no longer what it was")
+
+    def __enter__(self) -> None:
+        """Takes the folders; from now on a stop signal ends the run after the step under way."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and --help needs none
+
+        self.take_folders()
+        if self.args.track:
+            import wandb
+
+            wandb.tensorboard.patch(root_logdir=str(self.folder))  # sync_tensorboard for several folders
+            wandb.init(project="offline-to-online", name=self.folder.name, config=self.config)
+        self.saved_at = self.logged_at = time.time()
+        self.logged_step = self.offline_step + self.env_step
+        purge_step = self.logged_step + 1 if self.saved else None
+        writers = [SummaryWriter(str(folder), purge_step=purge_step) for folder in self.folders]
+        self.writers = [self.at_exit.enter_context(writer) for writer in writers]
+        self.writers[0].add_text("config", f"<pre>{json.dumps(self.config, indent=1)}</pre>")
+        processes = min(len(self.seeds), max(1, num_cores() - 1))
+        self.handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+        self.pool = ProcessPoolExecutor(processes, get_context("spawn"), work_beside)
+        self.at_exit.callback(self.pool.shutdown, cancel_futures=True)
+        for _ in range(processes):
+            self.pool.submit(os.getpid)  # starts a process, which inherits that stop signals are ignored
+        for number, handler in self.handlers.items():
+            if handler != signal.SIG_IGN:  # under nohup, SIGHUP is and stays ignored
+                signal.signal(number, self.stop)
+        self.set_status("running")
+        if self.saved:
+            print(f"resumes at {self.place()}; episodes under way begin anew")
+        print(f"writes: {self.folder}/seed*/", flush=True)
+
+    def take_folders(self) -> None:
+        """Locks the folders for as long as this process lives; makes them anew unless the run is resumed."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for folder in self.folders:
+                if folder.exists() and not self.saved and not self.args.overwrite:
+                    fail(f"--runs-dir {self.args.runs_dir}: {folder} exists; --overwrite replaces it")
+                self.at_exit.enter_context(FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0))
+            new_folders = [] if self.saved else self.folders
+            for folder in new_folders:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                moment = ["phase", "gradient_step", "env_step"]
+                append(folder / "eval.csv", [[*moment, "episode", "return", "length", "seconds"]])
+                append(folder / "metrics.csv", [[*moment, "name", "value"]])
+        except Timeout:
+            fail(f"--runs-dir {self.args.runs_dir}: another run writes to {folder}")
+        except OSError as error:
+            fail(f"--runs-dir {self.args.runs_dir}: {error}")
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
+        if kind is torch.OutOfMemoryError:
+            self.save()
+        status = {None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed")
+        self.at_exit.callback(self.set_status, status)
+        with suppress(OSError):  # of a full disk
+            self.at_exit.close()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        ends = {KeyboardInterrupt: 128 + self.stop_signal, OSError: f"error: {error}"}
+        ends[torch.OutOfMemoryError] = f"error: lower --num-seeds, --batch-size or --replay-capacity: {error}"
+        if kind in ends:
+            command = shlex.join(["python", f"{SCRIPT}.py", "--resume", str(self.folder)])
+            saved = (self.folders[0] / "resume.pt").exists()
+            advice = f"go on with: {command}" if saved else "nothing is saved to go on from"
+            print(f"{status} at {self.place()}; {advice}")
+            raise SystemExit(ends[kind])
+
+    def stop(self, number: int, _) -> None:
+        """Handles a stop signal; another one, a second later, ends the run at once and unsaved."""
+        if not self.stop_signal:
+            self.stop_signal, self.stopped_at = number, time.time()
+            try:
+                tqdm.write("stopping after this step ...")
+            except OSError:  # the terminal is gone
+                sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        elif time.time() > self.stopped_at + 1:  # sooner, it is one signal that came twice: timeout, srun
+            raise KeyboardInterrupt
+
+    def set_status(self, status: str) -> None:
+        for i, folder in enumerate(self.folders):
+            now = {"seed": self.seeds[i], "started": self.started, "seconds": time.time() - self.started}
+            now |= {"pid": os.getpid(), "status": status if i in self.live else "diverged"}
+            part = folder / "config.json.part"
+            part.write_text(json.dumps(self.config | now, indent=1))
+            os.replace(part, folder / "config.json")
+        if status == "finished" and not self.kept:
+            for path in self.folders[0].glob("resume.pt*"):
+                path.unlink()
+
+    def place(self) -> str:
+        return f"{self.phase} step {self.env_step if self.phase == 'online' else self.offline_step:,}"
+
+    def moment(self) -> dict:
+        return {"phase": self.phase, "gradient_step": self.gradient_step, "env_step": self.env_step}
+
+    def write_values(self, i: int, moment: dict, values: dict[str, float]) -> None:
+        """Adds a seed's values to metrics.csv and TensorBoard, whose axis is updates offline, then steps."""
+        append(self.folders[i] / "metrics.csv", [[*moment.values(), *item] for item in values.items()])
+        online = moment["phase"] == "online"
+        step = self.offline_step + moment["env_step"] if online else moment["gradient_step"]
+        for name, value in values.items():
+            self.writers[i].add_scalar(name, value, step)
+
+    def between_steps(self, last_step: int, loops: list[Loop]) -> None:
+        """Logs, saves, stops and evaluates if it is due."""
+        step = self.env_step if self.phase == "online" else self.offline_step
+        stops = self.stop_signal  # read once: it may come at any time
+        if stops or step % self.args.log_every == 0:
+            self.drop_diverged()
+            self.log(loops)
+        if stops or time.time() - self.saved_at > 60 * self.args.checkpoint_every:
+            self.save()
+        if stops:
+            raise KeyboardInterrupt
+        if step % self.args.eval_every == 0 or step == last_step:
+            self.drop_diverged()
+            self.evaluate()
+        if all(result.done() for result in self.pending.values()):
+            self.log_evaluation()
+
+    def log(self, loops: list[Loop]) -> None:
+        """Metrics of the last step, and the speed since the last log."""
+        step, now = self.offline_step + self.env_step, time.time()
+        metrics = {name: value.tolist() for loop in loops for name, value in loop.metrics.items()}
+        if metrics:
+            speed = (step - self.logged_step) / (now - self.logged_at)
+            metrics["speed/steps_per_second"] = [speed] * len(self.seeds)
+        self.logged_step, self.logged_at = step, now
+        for i in self.live:
+            self.write_values(i, self.moment(), {name: value[i] for name, value in metrics.items()})
+
+    def drop_diverged(self) -> None:
+        """Gives up the seeds of which something is not finite; ends the run when none is left."""
+        leaves = [leaf.reshape(len(self.seeds), -1) for leaf in tree_leaves(self.state)]
+        finite = torch.stack([leaf.isfinite().all(1) for leaf in leaves]).all(0).tolist()
+        diverged = [i for i in self.live if not finite[i]]
+        for i in diverged:
+            self.live.remove(i)
+            tqdm.write(f"seed {self.seeds[i]} diverged before {self.place()}; its last checkpoint stays")
+        if not self.live:
+            raise SystemExit("error: no seed is left")
+
+    def evaluate(self) -> None:
+        """Saves a checkpoint of each seed and evaluates it, beside training; one evaluation at a time."""
+        self.log_evaluation()
+        self.evaluated, self.seconds = self.moment(), round(time.time() - self.started, 1)
+        state = tree_map(Tensor.cpu, self.state)
+        for i in self.live:
+            path = self.folders[i] / "checkpoint.pt"
+            seed_state = tree_map(partial(torch.select_copy, dim=0, index=i), state)
+            save(path, self.config | self.evaluated | {"seed": self.seeds[i], "state": seed_state})
+            self.pending[i] = self.pool.submit(evaluate, path, self.args)
+
+    def log_evaluation(self) -> None:
+        """Waits for the evaluation under way, if there is one, and logs it."""
+        if not self.pending:
+            return
+        for i, pending in self.pending.items():
+            rows = pending.result()
+            if rows[:, 1].max() == EPISODE_LIMIT:
+                raise SystemExit(f"error: an evaluation episode reached the limit of {EPISODE_LIMIT:,} steps")
+            for episode, (episode_return, length, *_) in enumerate(rows.tolist()):
+                line = [*self.evaluated.values(), episode, episode_return, int(length), self.seconds]
+                append(self.folders[i] / "eval.csv", [line])
+            self.last_return[i], _, first_q, q_bias = rows.mean(0).tolist()
+            values = {"eval/return": self.last_return[i], "eval/first_q": first_q, "eval/q_bias": q_bias}
+            self.write_values(i, self.evaluated, values)
+        self.pending = {}
+        step = self.evaluated["env_step" if self.phase == "online" else "gradient_step"]
+        tqdm.write(f"{self.phase} {step:>9,}: {self.summary()}, {self.seconds / 60:.1f} min")
+
+    def summary(self) -> str:
+        """The last evaluation in words."""
+        returns = np.array([self.last_return[i] for i in self.live])
+        text = f"return {returns.mean():.0f}"
+        if len(returns) > 1:
+            text += f" +- {returns.std(ddof=1):.0f} over {len(returns)} seeds"
+        if self.scores:
+            low, high = self.scores
+            text += f", normalised score {100 * (returns.mean() - low) / (high - low):.1f}"
+        return text
+
+    def save(self) -> None:
+        """resume.pt: what --resume goes on from, and what collect_dataset.py --from-run reads."""
+        self.log_evaluation()
+        counters = ("phase", "offline_step", "env_step", "gradient_step", "live", "last_return")
+        logs = [folder / name for folder in self.folders for name in ("eval.csv", "metrics.csv")]
+        content = self.config | {
+            "progress": {name: getattr(self, name) for name in counters},
+            "seconds": time.time() - self.started,
+            "state": self.state,
+            "added": self.replay.added,
+            "rings": self.replay.rings[:, : self.replay.size].to("cpu", copy=True),
+            "ends": torch.from_numpy(self.replay.ring_ends[:, : self.replay.size].copy()),
+            "random": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
+            "logs": {str(path.relative_to(self.folder)): path.stat().st_size for path in logs},
+        }
+        save(self.folders[0] / "resume.pt", content)
+        self.saved_at = time.time()
+
+    def restore(self, state: dict, replay: Replay) -> None:
+        """Takes what `save` saves, and puts the replay back; main has put the saved state into `state`."""
+        self.state, self.replay = state, replay
+        if not self.saved:
+            return
+        size = self.saved["rings"].shape[1]
+        replay.rings[:, :size] = self.saved["rings"].to(replay.rows.device)
+        replay.ring_ends[:, :size] = self.saved["ends"].numpy()
+        replay.added = self.saved["added"]
+        replay.size.fill_(size)
+        if size:
+            last = replay.ring_ends[:, (replay.added - 1) % replay.capacity]
+            last[last == 0] = 2  # its episode does not go on
+        torch.set_rng_state(self.saved["random"][0])
+        for number, random_state in enumerate(self.saved["random"][1 : 1 + torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(random_state, number)
+        for name, size in self.saved["logs"].items():
+            os.truncate(self.folder / name, size)
+
+    def report(self, *next_command: str) -> None:
+        """The last lines of a run; exit status 1 if a seed diverged."""
+        print(f"finished in {(time.time() - self.started) / 60:.1f} min: {self.summary()}")
+        print("next:", shlex.join(next_command))
+        if len(self.live) < len(self.seeds):
+            raise SystemExit("error: some seeds diverged; their last checkpoints are kept")
+
+
+def train_online(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run, random_steps: int) -> None:
+    """Act, update while the device works, step, store; the first `random_steps` actions are uniform."""
+    args, run.phase, first_step = run.args, "online", run.env_step
+    updates = update_loop(algorithm, state, replay, args, args.online_steps * args.updates_per_step)
+    collector = Collector(algorithm, state, replay, args, first_step)
+    loops, first_update = [updates, collector.loop], first_online_update(args, replay.num_offline)
+    if args.offline_ratio is not None and replay.num_offline:
+        replay.offline_ratio = torch.tensor(args.offline_ratio, device=replay.rows.device)
+    run.between_steps(args.online_steps, loops)
+    bar = {"desc": "online", "initial": first_step, "total": args.online_steps, "disable": None}
+    with closing(collector.envs):
+        for step in tqdm(range(first_step, args.online_steps), **bar):
+            action = collector.act()
+            if step < random_steps:
+                action = 2 * torch.rand(action.shape).numpy() - 1
+            if step >= first_update:
+                anneal(args, state, replay, (step + 1) / args.online_steps)
+                updates(run.gradient_step + 1, args.updates_per_step)
+                run.gradient_step += args.updates_per_step
+            ended = collector.step(action)
+            run.env_step += 1
+            for i in ended.keys() & run.live:
+                run.write_values(i, run.moment(), ended[i])
+            run.between_steps(args.online_steps, loops)
+    run.log_evaluation()
+    run.kept = args.keep_replay
+    if run.kept:
+        run.save()
+
+
+def anneal(args: Args, state: dict, replay: Replay, progress: float) -> None:
+    """Sets what changes along the online steps; `progress` is their share up to this one, 0 when offline."""
+    if "progress" in state:
+        state["progress"].fill_(progress)
+    if args.offline_ratio_end is not None and replay.num_offline:
+        change = args.offline_ratio_end - args.offline_ratio
+        replay.offline_ratio.fill_(args.offline_ratio + change * progress)
+
+
+def first_online_update(args: Args, num_offline: int) -> int:
+    """The environment step of the first update; before it there is no batch."""
+    alike = num_offline > 0 and args.offline_ratio is None
+    return args.warmup_steps if alike else max(args.warmup_steps, args.batch_size)
+
+
+def train_offline(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run) -> None:
+    """--offline-steps updates on the dataset, several a call, with evaluations in between."""
+    args = run.args
+    updates = update_loop(algorithm, state, replay, args, args.offline_steps)
+    run.between_steps(args.offline_steps, [updates])
+    with tqdm(desc="offline", initial=run.offline_step, total=args.offline_steps, disable=None) as bar:
+        while run.offline_step < args.offline_steps:
+            step = run.offline_step
+            pauses = UPDATES_PER_CALL, args.log_every, args.eval_every
+            count = min(args.offline_steps - step, *(every - step % every for every in pauses))
+            updates(step + 1, count)
+            run.offline_step += count
+            run.gradient_step += count
+            run.between_steps(args.offline_steps, [updates])
+            bar.update(count)
+    run.log_evaluation()
+
+
+def pick_device(args: Args) -> str:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda: there is no CUDA device here; use --device cpu or auto")
+    return "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def read_resume(args: Args) -> tuple[Args, dict | None]:
+    """The options and the state of the run that --resume names."""
+    if args.resume is None:
+        return args, None
+    if args != Args(resume=args.resume):
+        fail("--resume goes on with the run's own options; leave out all others")
+    named = Path(args.resume).resolve()
+    files = [*named.glob("resume.pt"), *named.glob("seed*/resume.pt")]
+    if len(files) != 1:
+        fail(f"--resume {args.resume}: {len(files)} runs to resume are there; name the folder of one")
+    saved = load("--resume", files[0], "progress")
+    if saved["script"] != SCRIPT:
+        fail(f"--resume {args.resume}: is a run of {saved['script']}.py")
+    if json.loads(files[0].with_name("config.json").read_text())["status"] == "finished":
+        fail(f"--resume {args.resume}: this run is finished; resume.pt is kept for its transitions")
+    return Args(**saved["args"]), saved | {"folder": files[0].parents[1]}
+
+
+def online_dataset(args: Args, env: Adapter, source: dict | None) -> Dataset | None:
+    """The logged data of an online phase: --dataset, or what the checkpoint was trained on; None for none."""
+    if args.offline_ratio == 0 and not args.offline_ratio_end:
+        if args.dataset:
+            fail(f"--dataset {args.dataset}: --offline-ratio 0 uses no logged data")
+        return None
+    if source is None and args.dataset is None and args.offline_ratio is None:
+        return None
+    if source is None or args.dataset:
+        return load_dataset(args, env)
+    trained_on = source["dataset"]
+    if not trained_on:
+        fail(f"--dataset is needed, or --offline-ratio 0: {source['run']} was trained without data")
+    dataset = load_dataset(replace(args, dataset=trained_on["source"]), env)
+    if dataset.description["fingerprint"] != trained_on["fingerprint"]:
+        fail(f"--dataset {trained_on['source']}: has changed since the pretraining; name it to use it")
+    return dataset
+
+
+def check_phases(args: Args, of_checkpoint: tuple[str, ...]) -> None:
+    """Ends with one line if the phases' options contradict each other; a checkpoint decides some of them."""
+    if not args.offline_steps and not args.online_steps:
+        fail("--offline-steps 0: there is nothing to do without --online-steps")
+    if args.offline_steps and args.checkpoint:
+        fail(f"--checkpoint {args.checkpoint}: is continued online; say --offline-steps 0 and --online-steps")
+    for name in (field.name for field in fields(args)):
+        option, value = f"--{name.replace('_', '-')}", getattr(args, name)
+        if not args.offline_steps and name in of_checkpoint and value != getattr(Args, name):
+            fail(f"{option} {value}: the checkpoint decides that")
+        if not args.online_steps and name.endswith("_end") and value is not None:
+            fail(f"{option} {value}: needs --online-steps, which it anneals over")
+
+
+def check_online_args(args: Args, num_offline: int) -> None:
+    """Ends with one line if options of the online phase contradict each other."""
+    if args.offline_ratio_end is not None and args.offline_ratio is None:
+        fail(f"--offline-ratio-end {args.offline_ratio_end}: needs an --offline-ratio to start from")
+    first = first_online_update(args, num_offline)
+    if first >= args.online_steps or args.batch_size > num_offline + args.replay_capacity:
+        fail(f"--online-steps {args.online_steps}: no update would be made, the first is due at step {first}")
+
+
+def main(args: Args) -> None:
+    # Start and data
+    args, saved = read_resume(args)
+    check_phases(args, ("num_critics", "layer_norm", "hidden_dim", "eval_actions"))
+    check_args(args)
+    env, device = open_env(args.env), pick_device(args)
+    states, source = [], None
+    if saved:
+        source = saved["checkpoint"]
+    elif args.offline_steps == 0:
+        states, source = load_checkpoints(args, env)
+    dataset = load_dataset(args, env) if args.offline_steps else online_dataset(args, env, source)
+    if args.online_steps:
+        check_online_args(args, len(dataset.rows) if dataset else 0)
+
+    # Agent and replay
+    shape = {"obs_dim": env.observation_space.shape[0], "action_dim": env.action_space.shape[0]}
+    shape |= {name: getattr(args, name) for name in ("hidden_dim", "num_critics", "layer_norm")}
+    if source:
+        shape = source["shape"]
+    algorithm, run = ALGORITHM(args, **shape), Run(args, shape, dataset, source, saved)
+    replay = Replay(args, shape, dataset, min(args.replay_capacity, args.online_steps), device)
+    if not states:
+        states = [algorithm.init(seed) for seed in run.seeds]
+    state = on_device(saved, states, device)
+    torch.manual_seed(args.seed)
+    torch.set_float32_matmul_precision("high")  # TF32 on CUDA
+
+    # Training
+    with run:
+        run.restore(state, replay)
+        if run.phase == "offline" and args.offline_steps:
+            train_offline(algorithm, state, replay, run)
+        if args.online_steps:
+            train_online(algorithm, state, replay, run, random_steps=0)
+    if args.online_steps:
+        run.report("python", "plot_curves.py", args.runs_dir)
+    else:
+        online = ["--offline-steps", "0", "--online-steps", "100000", "--checkpoint", str(run.folder)]
+        run.report("python", f"{SCRIPT}.py", *online, "--env", args.env, "--runs-dir", args.runs_dir)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__.split("\n\n")[0]))
