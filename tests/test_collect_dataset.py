@@ -120,8 +120,7 @@ def one_after_the_other(steps, seed):
     env, rows, seeds, starts = gym.make("Hopper-v4"), [], [], []
     while len(rows) < steps:
         k = len(seeds)
-        words = np.random.SeedSequence((seed, k)).generate_state(2, np.uint32)
-        seeds.append((int(words[1]) << 32 | int(words[0])) >> 1)
+        seeds.append(int(np.random.SeedSequence((seed, k)).generate_state(1)[0]))
         starts.append(len(rows))
         obs, ended, generator = env.reset(seed=seeds[-1])[0], False, np.random.default_rng((seed, k))
         while not ended:
