@@ -58,7 +58,8 @@ def new_checkpoint(script: str, folder: Path, seed: int = 1, **changes) -> Path:
     """checkpoint.pt of an untrained policy for Hopper-v4, with what a run saves in it, in folder/seed<k>."""
     module = importlib.import_module(script)
     args = module.Args(normalize_obs=True) if script == "td3_bc" else module.Args()
-    shape = {"obs_dim": 11, "action_dim": 3, "hidden_dim": 8, "num_critics": 2}
+    shape = {"obs_dim": 11, "action_dim": 3, "hidden_dim": 8}
+    shape |= {} if script == "awr" else {"num_critics": 2}
     shape |= {"network": "layernorm"} if module.FAMILY == "td3" else {"layer_norm": False}
     algorithm = module.ALGORITHM(args, **shape)
     state = algorithm.init(seed + 10 * len(script))  # each script another policy
