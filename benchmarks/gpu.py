@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 OBS_DIM, ACTION_DIM = 11, 3
 SCRIPTS = ["td3_bc", "td3_c", "offline_pretrain_sac", "online_finetune_sac", "sac_scratch"]
-SCRIPTS += ["cql_sac", "iql", "awac", "awr", "bear", "o3f_select"]
+SCRIPTS += ["cql_sac", "iql", "awac", "bear", "o3f_select"]  # awr.py needs whole episodes, not noise
 PARTS = ["check", "speed", "online", "variants", "growth", "profile"]
 
 
