@@ -137,7 +137,11 @@ def test_td3_from_nothing(call):
 COMPILED = TWO_PHASES | {"td3_bc": "--q-filter-percentile 25", "cql_sac": "--cql-actions 2 --cql-threshold 5"}
 
 
-@pytest.mark.parametrize("script", COMPILED)
+SLOW = {"cql_sac", "awr", "bear", "o3f_select"}  # to trace
+MARKED = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in COMPILED]
+
+
+@pytest.mark.parametrize("script", MARKED)
 def test_fifty_compiled_updates_give_the_eager_numbers(call, monkeypatch, script):
     """The graph as it is traced, without C++ code generation, which test_runs.py tries once."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
