@@ -25,7 +25,7 @@ $(READY_DEV): $(READY) requirements-dev.txt
 
 demo: $(READY)
 	.venv/bin/python offline_pretrain_sac.py $(DEMO) --offline-steps $(OFFLINE_STEPS)
-	.venv/bin/python sac_scratch.py $(DEMO) --online-steps $(ONLINE_STEPS)
+	.venv/bin/python sac_scratch.py $(DEMO) --online-steps $(ONLINE_STEPS) --warmup-steps 1000
 	.venv/bin/python online_finetune_sac.py $(DEMO) --online-steps $(ONLINE_STEPS)
 	.venv/bin/python online_finetune_sac.py $(DEMO) --online-steps $(ONLINE_STEPS) --q-filter-percentile 25
 	.venv/bin/python plot_curves.py runs/demo

@@ -486,6 +486,8 @@ def find_dataset(name: str) -> Path:
     if not re.fullmatch(r"([\w-]+/)+[\w-]+-v\d+", name):
         like = "a Minari id is like mujoco/hopper/medium-v0, where D4RL has hopper-medium-v2"
         fail(f"--dataset {name}: is no D4RL .hdf5 file, no Minari folder and no Minari id; {like}")
+    if name in DEFAULT_DATASETS.values():
+        fail(f"--dataset {name}: comes with these scripts; copy their folder datasets/ beside this one")
     print(f"{name} is not on this machine: asking Minari's hub")
     try:
         import minari

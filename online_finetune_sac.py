@@ -550,6 +550,8 @@ def find_dataset(name: str) -> Path:
     if not re.fullmatch(r"([\w-]+/)+[\w-]+-v\d+", name):
         like = "a Minari id is like mujoco/hopper/medium-v0, where D4RL has hopper-medium-v2"
         fail(f"--dataset {name}: is no D4RL .hdf5 file, no Minari folder and no Minari id; {like}")
+    if name in DEFAULT_DATASETS.values():
+        fail(f"--dataset {name}: comes with these scripts; copy their folder datasets/ beside this one")
     print(f"{name} is not on this machine: asking Minari's hub")
     try:
         import minari
@@ -890,7 +892,7 @@ def newest_run(args: Args) -> Path:
                 finished.append((config["started"], path.parents[1]))
     if not finished:
         command = shlex.join(["python", f"{PRETRAINED_BY}.py", "--env", args.env])
-        fail(f"--checkpoint is missing: no finished pretraining is in {parent}; {command} makes one")
+        fail(f"--checkpoint: no finished run of {PRETRAINED_BY}.py is in {parent}; {command} makes one")
     return max(finished)[1]
 
 
@@ -1311,7 +1313,8 @@ def check_online_args(args: Args, num_offline: int) -> None:
         fail(f"--offline-ratio-end {args.offline_ratio_end}: needs an --offline-ratio to start from")
     first = first_online_update(args, num_offline)
     if first >= args.online_steps or args.batch_size > num_offline + args.replay_capacity:
-        fail(f"--online-steps {args.online_steps}: no update would be made, the first is due at step {first}")
+        remedy = f"the first is due at step {first}; raise it or lower --warmup-steps"
+        fail(f"--online-steps {args.online_steps}: no update would be made, {remedy}")
 
 
 def main(args: Args) -> None:
