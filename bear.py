@@ -950,7 +950,7 @@ def load_checkpoints(args: Args, env: Adapter) -> tuple[list[dict], dict]:
     source |= {"path": str(paths[0]), "starts": starts, "return": score}
     source["shared_seed"] = first["seed"] if shared else None
     age = f"{hours:.1f} hours old, {source['gradient_step']:,} updates, return {score:.0f}"
-    print(f"start: {paths[0]}, {age}; {args.num_seeds} seeds from {starts} starts")
+    print(f"start: {paths[0]}, {age}; starts: {starts}, seeds: {args.num_seeds}")
     return [checkpoint["state"] for checkpoint in checkpoints], source
 
 

@@ -50,6 +50,13 @@ def test_the_readme_names_what_there_is():
         assert path.name in README, f"{path} is not in it"
 
 
+def test_the_readmes_diff_is_that_of_the_scripts():
+    (diff,) = re.findall(r"```diff\n(.*?)```", README, re.S)
+    old, new = ((ROOT / name).read_text().splitlines() for name in ("td3_bc.py", "td3_c.py"))
+    for line in diff.splitlines():
+        assert line[1:] in new and (line[1:] in old) == (line[0] == " "), line
+
+
 def test_the_readme_is_short():
     assert len(README.splitlines()) <= 200 and len(README.split()) <= 1700
 

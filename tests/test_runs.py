@@ -168,7 +168,7 @@ def test_the_same_command_gives_the_same_numbers_and_another_seed_others(call):
 def test_seeds_that_share_a_start_are_counted_as_such(pretrained, call):
     out, _ = call("online_finetune_sac", f"{ONLINE} --num-seeds 2 --checkpoint {pretrained}/seed2")
     facts = config(run_folder("online_finetune_sac-*/seed1"))
-    assert "2 seeds from 1 starts" in out and facts["checkpoint"]["starts"] == 1
+    assert "starts: 1, seeds: 2" in out and facts["checkpoint"]["starts"] == 1
     call("online_finetune_sac", f"{ONLINE} --num-seeds 2")
     assert len(list(Path("runs").glob("*/online_finetune_sac-*"))) == 2
 
