@@ -8,6 +8,7 @@ check     every script compiles with one, two and ten seeds, never falls back to
           50 updates; a process per script, side by side
 speed     updates/s of all seeds together: TD3+BC and SAC offline, one and ten seeds, beside eager ones
 online    environment steps/s per seed of SAC, one update per step, with 1 and 10 seeds
+workers   steps/s of ten Hoppers alone: in this process, ten processes, and two to five that step several each
 variants  of TD3+BC with one and ten seeds: updates per CUDA graph, Inductor's joined kernels, the critics' last layer as
           a matrix product instead of multiply-and-sum
 growth    SAC offline over 1, 2, 5, 10, 20, 50 seeds
@@ -19,14 +20,17 @@ Batch 256, networks of 2x256, ReLU, no LayerNorm, Hopper's sizes, 200,000 rows o
 
 import csv
 import importlib
+import multiprocessing
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import gymnasium as gym
 import numpy as np
 import torch
 import tyro
@@ -37,13 +41,12 @@ sys.path.insert(0, str(ROOT))
 OBS_DIM, ACTION_DIM = 11, 3
 SCRIPTS = ["td3_bc", "td3_c", "offline_pretrain_sac", "online_finetune_sac", "sac_scratch"]
 SCRIPTS += ["cql_sac", "iql", "awac", "bear", "o3f_select"]  # awr.py needs whole episodes, not noise
-PARTS = ["check", "speed", "online", "variants", "growth", "profile"]
 
 
 @dataclass
 class Args:
     only: tuple[
-        Literal["check", "speed", "online", "variants", "growth", "profile"], ...
+        Literal["check", "speed", "online", "workers", "variants", "growth", "profile"], ...
     ] = ()  # default: all
     device: Literal["cuda", "cpu"] = "cuda"
     quick: bool = False  # a few updates of each, to see that it runs
@@ -198,6 +201,68 @@ def online(table: Table, args: Args) -> None:
         table.add("online", "sac_scratch, an update per step", seeds, measure, "steps/s of each seed")
 
 
+def serve(pipe, count: int) -> None:
+    """A process that steps `count` environments in turn."""
+    from sac_scratch import make_env
+
+    functions = [lambda: make_env("Hopper-v4")] * count
+    envs = gym.vector.SyncVectorEnv(functions, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    pipe.send(envs.reset(seed=0))
+    while True:
+        action = pipe.recv()
+        if action is None:
+            return
+        pipe.send(envs.step(action))
+
+
+def group_rate(sizes: list[int], args: Args) -> float:
+    """Steps/s of ten environments in processes of so many each."""
+    context, pipes = multiprocessing.get_context("spawn"), []
+    for size in sizes:
+        ours, theirs = context.Pipe()
+        context.Process(target=serve, args=(theirs, size), daemon=True).start()
+        pipes.append(ours)
+    for pipe in pipes:
+        pipe.recv()
+    actions = [np.zeros((size, ACTION_DIM), np.float32) for size in sizes]
+
+    def step() -> None:
+        for pipe, action in zip(pipes, actions, strict=True):
+            pipe.send(action)
+        for pipe in pipes:
+            pipe.recv()
+
+    try:
+        return rate(step, 1, args)
+    finally:
+        for pipe in pipes:
+            pipe.send(None)
+
+
+def workers(table: Table, args: Args) -> None:
+    from sac_scratch import make_env
+
+    def whole(kind, **options) -> Callable[[], float]:
+        def measure() -> float:
+            mode = gym.vector.AutoresetMode.SAME_STEP
+            envs = kind([partial(make_env, "Hopper-v4")] * 10, autoreset_mode=mode, **options)
+            envs.reset(seed=0)
+            action = np.zeros((10, ACTION_DIM), np.float32)
+            try:
+                return rate(lambda: envs.step(action), 1, args)
+            finally:
+                envs.close()
+
+        return measure
+
+    unit = "steps/s of each environment"
+    table.add("workers", "SyncVectorEnv", 10, whole(gym.vector.SyncVectorEnv), unit)
+    table.add("workers", "AsyncVectorEnv", 10, whole(gym.vector.AsyncVectorEnv, context="spawn"), unit)
+    for sizes in ([5, 5], [4, 3, 3], [2] * 5, [1] * 10):
+        what = f"{len(sizes)} processes, a pipe each"
+        table.add("workers", what, 10, lambda sizes=sizes: group_rate(sizes, args), unit)
+
+
 def variants(table: Table, args: Args) -> None:
     import torch._inductor.config as inductor
 
@@ -263,7 +328,7 @@ def main(args: Args) -> None:
     torch.set_float32_matmul_precision("high")
     if args.script:
         return check_script(args.script, args)
-    table, parts = Table(args), [check, speed, online, variants, growth, profile]
+    table, parts = Table(args), [check, speed, online, workers, variants, growth, profile]
     for part in parts:
         if not args.only or part.__name__ in args.only:
             part(table, args)
