@@ -86,7 +86,7 @@ class Args:
     experiment: tyro.conf.Positional[Path]  # a file of experiments/
     dry_run: bool = False  # print what would run, what is finished and what would be resumed; start nothing
     jobs: int = 0  # runs at once; 0: one a CPU core, or --jobs-per-gpu on each GPU
-    jobs_per_gpu: int = 2  # runs that share a GPU
+    jobs_per_gpu: int = 3  # runs that share a GPU; with more, online runs wait for their turns
     minutes: float = math.inf  # stop then, what runs is saved; start only what fits by the file's estimates
     runs_dir: str = "runs"  # results, logs and figures go to <runs-dir>/<name of the file>/
     ray: tuple[str, ...] | None = None  # run on Ray: at this address, else on a running cluster or here

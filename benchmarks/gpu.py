@@ -7,7 +7,8 @@
 check     every script compiles with one, two and ten seeds, never falls back to eager, and has the eager numbers after
           50 updates; a process per script, side by side
 speed     updates/s of all seeds together: TD3+BC and SAC offline, one and ten seeds, beside eager ones
-online    environment steps/s per seed of SAC, one update per step, with 1 and 10 seeds
+online    environment steps/s per seed of SAC, one update per step, with 1 and 10 seeds; on a GPU also with the update
+          launched before the action is read, so that both take one turn where runs share the card
 workers   steps/s of ten Hoppers alone: in this process, ten processes, and two to five that step several each
 variants  of TD3+BC with one and ten seeds: updates per CUDA graph, Inductor's joined kernels, the critics' last layer as
           a matrix product instead of multiply-and-sum
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -146,19 +148,21 @@ def check_script(name: str, args: Args) -> None:
 def check(table: Table, args: Args) -> None:
     options = ["--device", args.device, *(["--quick"] if args.quick else [])]
     command = [sys.executable, __file__, *options, "--script"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = {}
-    for name in SCRIPTS:
-        processes[name] = subprocess.Popen([*command, name], **pipes)
-        if args.device == "cpu":
-            processes[name].wait()
-    for name, process in processes.items():
-        out, error = process.communicate()
-        lines = [line.split(",", 2) for line in out.splitlines() if line.startswith(f"{name},")]
-        for _, seeds, verdict in lines:
-            table.add("check", name, int(seeds), lambda verdict=verdict: verdict)
+
+    def watch(name: str) -> None:
+        """Adds a row as soon as the process has one."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen([*command, name], **pipes) as process:
+            for line in process.stdout:
+                if line.startswith(f"{name},"):
+                    _, seeds, verdict = line.strip().split(",", 2)
+                    table.add("check", name, int(seeds), lambda verdict=verdict: verdict)
+            error = process.stderr.read().strip()
         if process.returncode:
-            table.add("check", name, 0, lambda error=error: f"failed: {error.strip().splitlines()[-1]:.200}")
+            table.add("check", name, 0, lambda: f"failed: {error.splitlines()[-1]:.200}")
+
+    with ThreadPoolExecutor(len(SCRIPTS) if args.device == "cuda" else 1) as pool:
+        list(pool.map(watch, SCRIPTS))
 
 
 def offline_rate(name: str, seeds: int, args: Args, compile: str = "on", per_call: int = 10) -> float:
@@ -179,26 +183,42 @@ def partial_rate(name: str, seeds: int, args: Args, compile: str = "on", per_cal
     return lambda: offline_rate(name, seeds, args, compile, per_call)
 
 
+def online_rate(seeds: int, args: Args, together: bool = False) -> float:
+    """Environment steps/s of each seed; `together`: the update is launched before its step's action is read."""
+    training = Training("sac_scratch", seeds, args.device, "on")
+    collector = training.script.Collector(
+        training.algorithm, training.state, training.replay, training.args, 0
+    )
+    host = torch.zeros(collector.action.shape, pin_memory=args.device == "cuda")
+
+    def step() -> None:
+        action = collector.act()
+        training.loop(1)
+        collector.step(action)
+
+    def step_together() -> None:
+        collector.device_obs.copy_(torch.from_numpy(collector.obs))
+        collector.loop()
+        host.copy_(collector.action, non_blocking=True)
+        acted = torch.cuda.Event()
+        acted.record()
+        training.loop(1)
+        acted.synchronize()
+        collector.step(host.numpy())
+
+    try:
+        return rate(step_together if together else step, 1, args, seconds=8.0)
+    finally:
+        collector.envs.close()
+
+
 def online(table: Table, args: Args) -> None:
+    unit = "steps/s of each seed"
     for seeds in (1, 10):
-
-        def measure(seeds: int = seeds) -> float:
-            training = Training("sac_scratch", seeds, args.device, "on")
-            collector = training.script.Collector(
-                training.algorithm, training.state, training.replay, training.args, 0
-            )
-
-            def step() -> None:
-                action = collector.act()
-                training.loop(1)
-                collector.step(action)
-
-            try:
-                return rate(step, 1, args, seconds=8.0)
-            finally:
-                collector.envs.close()
-
-        table.add("online", "sac_scratch, an update per step", seeds, measure, "steps/s of each seed")
+        table.add("online", "sac_scratch", seeds, lambda seeds=seeds: online_rate(seeds, args), unit)
+        if args.device == "cuda":
+            measure = partial(online_rate, seeds, args, together=True)
+            table.add("online", "sac_scratch, update launched at once", seeds, measure, unit)
 
 
 def serve(pipe, count: int) -> None:

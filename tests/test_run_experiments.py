@@ -451,3 +451,28 @@ def test_the_experiment_files_are_sound(path):
     for script, *words in map(str.split, commands):
         module = import_module(script.removesuffix(".py"))
         tyro.cli(module.Args, args=[word.strip("'") for word in words])
+
+
+def shrink(text: str) -> str:
+    """An experiment file at a few steps and one seed, for a CPU."""
+    text = re.sub(r" --(num-seeds|eval-every|eval-episodes|warmup-steps|updates-per-step) \d+", "", text)
+    text = re.sub(r"(--(?:offline|online)-steps) [1-9]\d*", r"\1 120", text)
+    text = text.replace("hopper/random-v0", "hopper/medium-v0").replace("gpu = true\n", "")
+    options = "--eval-every 60 --eval-episodes 1 --compile off --batch-size 16"
+    text = re.sub(r'(command = "(?!plot_curves).*)"', rf'\1 {options}"', text)
+    return re.sub(
+        r'(command = "(?:sac_scratch|td3_c|online_finetune_sac)\.py.*)"', r'\1 --warmup-steps 20"', text
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_experiment_files_run(path, tmp_path, monkeypatch):
+    """All runs and figures of a file, at a few steps each."""
+    monkeypatch.chdir(tmp_path)
+    Path(path.name).write_text(shrink(path.read_text()))
+    command = [sys.executable, str(ROOT / "run_experiments.py"), path.name, "--jobs", "2"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=3000)
+    count = len(tomllib.loads(path.read_text())["run"])
+    assert ended.returncode == 0 and f"{count} runs: {count} finished" in ended.stdout, ended.stdout[-3000:]
+    assert list(Path("runs").glob("*/*.png"))
