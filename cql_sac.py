@@ -46,7 +46,7 @@ import sys
 import threading
 import time
 import warnings
-from collections import Counter
+from collections import Counter, namedtuple
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing, suppress
@@ -154,13 +154,8 @@ class Batch(NamedTuple):
     terminated: Tensor  # (B,) 1 where the task ended: no value after it; 0 where only the clock did
 
 
-class ReturnBatch(NamedTuple):  # for --calibrated, a Batch with
-    obs: Tensor
-    action: Tensor
-    reward: Tensor
-    next_obs: Tensor
-    terminated: Tensor
-    mc_return: Tensor  # (B,) discounted return of the data from obs to its episode's end; -inf where unknown
+# For --calibrated; mc_return (B,): the data's discounted return from obs to its episode's end, or -inf
+ReturnBatch = namedtuple("ReturnBatch", [*Batch._fields, "mc_return"])
 
 
 def new_mlp(*sizes: int) -> dict[str, Tensor]:
@@ -267,18 +262,17 @@ class CQL:
         width, inputs = self.hidden_dim, self.obs_dim + self.action_dim
         actor, log_alpha = new_mlp(self.obs_dim, width, width, 2 * self.action_dim), torch.zeros(())
         critic = stack([new_mlp(inputs, width, width, 1) for _ in range(self.num_critics)])
-        log_cql_alpha = torch.zeros(())
         return {
             "actor": actor,
             "critic": critic,  # (E, ...) each
             "target_actor": actor,  # not used here; SAC's checkpoints have one
             "target_critic": critic,
             "log_alpha": log_alpha,
-            "log_cql_alpha": log_cql_alpha,
+            "log_cql_alpha": torch.zeros(()),
             "actor_adam": adam_init(actor),
             "critic_adam": adam_init(critic),
             "alpha_adam": adam_init(log_alpha),
-            "cql_alpha_adam": adam_init(log_cql_alpha),
+            "cql_alpha_adam": adam_init(torch.zeros(())),
             "progress": torch.zeros(()),  # share of the online steps that is done
         }
 
@@ -401,10 +395,8 @@ class CQL:
 
 def check_args(args: Args) -> None:
     """Ends with one line if options of this script contradict each other."""
-    if args.cql_alpha is not None and args.cql_threshold is not None:
-        fail(f"--cql-threshold {args.cql_threshold}: learns the weight, which --cql-alpha fixes")
-    if args.cql_alpha_end is not None and args.cql_threshold is not None:
-        fail(f"--cql-alpha-end {args.cql_alpha_end}: the weight is learned under --cql-threshold")
+    if args.cql_threshold is not None and (args.cql_alpha is not None or args.cql_alpha_end is not None):
+        fail(f"--cql-threshold {args.cql_threshold}: learns the weight; --cql-alpha and its -end fix it")
     if args.cql_threshold_end is not None and args.cql_threshold is None:
         fail(f"--cql-threshold-end {args.cql_threshold_end}: needs a --cql-threshold to start from")
     if args.anneal == "abrupt" and args.cql_alpha_end is None and args.cql_threshold_end is None:
@@ -424,6 +416,7 @@ D4RL_SCORES = {  # returns of a random and of an expert policy (Fu et al. 2020, 
     "Walker2d": [1.629008, 4592.3],
     "Ant": [-325.6, 3879.7],
 }
+CONTINUED_BY = {"sac": "online_finetune_sac.py", "td3": "td3_c.py", "lapo": "o3f_select.py"}  # by family
 COMPILE_FROM = 5_000  # updates; compiling costs half a minute on a CPU
 UPDATES_PER_CALL = 10  # offline, in one CUDA graph
 EPISODE_LIMIT = 100_000  # steps of an evaluation episode
@@ -727,12 +720,10 @@ class ReturnReplay(Replay):
         if dataset:
             returns = returns_to_go(dataset.rows[:, self.reward_column], dataset.ends, args.gamma)
             if not np.isfinite(returns).any():
-                source = dataset.description["source"]
-                fail(f"--calibrated: at --gamma {args.gamma}, the clock cuts every return of {source} short")
+                fail(f"--calibrated: at --gamma {args.gamma}, the clock cuts every return of the data short")
             self.returns[: self.num_offline] = torch.from_numpy(returns)
 
     def add(self, obs, action, reward, next_obs, terminated, truncated) -> None:
-        """Stores one transition per seed; arrays (S, ...)."""
         slot = self.added % self.capacity
         self.ring_returns[:, slot] = -math.inf
         self.ring_rewards[:, slot] = reward
@@ -745,8 +736,7 @@ class ReturnReplay(Replay):
         """Sets the returns in ring i of all rows from the `first` added one on that the ring still holds."""
         slots = np.arange(max(first, self.added - self.capacity), self.added) % self.capacity
         returns = returns_to_go(self.ring_rewards[i, slots], self.ring_ends[i, slots], self.gamma)
-        device = self.returns.device
-        self.ring_returns[i, torch.from_numpy(slots).to(device)] = torch.from_numpy(returns).to(device)
+        self.ring_returns[i, slots] = torch.from_numpy(returns).to(self.returns.device)
 
     def restore_returns(self) -> None:
         """Sets the returns of all online rows, after Run.restore put the rows back; episodes begin anew."""
@@ -757,7 +747,6 @@ class ReturnReplay(Replay):
                 self.episode_starts[i] = self.added
 
     def gather(self, number: Tensor) -> ReturnBatch:
-        """The rows of these numbers (S, B), as a batch per seed."""
         return ReturnBatch(*super().gather(number), self.returns[number])
 
 
@@ -953,7 +942,9 @@ def load(option: str, path: Path, needed: str) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)  # refuses a file that carries code
         file_format = content.get("format", 1)
-    except Exception as error:  # whatever torch.load raises on a missing, damaged or foreign file
+    except FileNotFoundError:
+        fail(f"{option} {path}: does not exist; give a run's folder, a seed's, or a checkpoint.pt")
+    except Exception as error:  # whatever torch.load raises on a damaged or foreign file
         fail(f"{option} {path}: is no file of these scripts: {error!r:.100}")
     if file_format != FORMAT:
         fail(f"{option} {path}: was written by another version of these scripts (format {file_format})")
@@ -986,8 +977,12 @@ def load_checkpoints(args: Args, env: Adapter) -> tuple[list[dict], dict]:
         paths = shared * args.num_seeds
     checkpoints = [load("--checkpoint", path, "gradient_step") for path in paths]
     first = checkpoints[0]
+    family = first["family"]
+    if family != FAMILY:
+        script = CONTINUED_BY.get(family, f"{family}.py")
+        fail(f"--checkpoint {paths[0]}: is of the {family} family: {script} goes on with it")
     source = {key: first[key] for key in ("script", "run", "shape", "dataset", "gradient_step")}
-    expected = source | {"family": FAMILY, "env": args.env, "gamma": args.gamma}
+    expected = source | {"env": args.env, "gamma": args.gamma}
     expected |= {"obs_dim": env.observation_space.shape[0], "action_dim": env.action_space.shape[0]}
     for path, checkpoint in zip(paths, checkpoints, strict=True):
         values = checkpoint["args"] | checkpoint["shape"] | checkpoint
@@ -1013,7 +1008,7 @@ def run_folder(args: Args, dataset: Dataset | None, source: dict | None) -> Path
         parts.append(dataset.description["name"])
     for name in names[names.index("batch_size") :]:
         if getattr(args, name) != getattr(Args, name):
-            parts.append(f"{name}-{getattr(args, name)}".replace("_", "-"))
+            parts.append(f"{name}-{getattr(args, name)}".replace("_", "-").removesuffix(".0"))
     if source:
         start = f"{source['run']} {source['gradient_step']} {source['shared_seed']}"
         parts.append(f"from-{source['script']}-{hashlib.sha256(start.encode()).hexdigest()[:4]}")
@@ -1031,9 +1026,7 @@ def append(path: Path, rows: list[list]) -> None:
 class Run:
     """A run's folders, one per seed, and where it stands: logs, evaluation, checkpoints, stop and resume."""
 
-    def __init__(
-        self, args: Args, shape: dict, dataset: Dataset | None, source: dict | None, saved: dict | None
-    ):
+    def __init__(self, args: Args, shape: dict, dataset: Dataset | None, source, saved: dict | None):
         if args.track and not find_spec("wandb"):
             fail("--track: needs the package wandb (pip install wandb)")
         self.args, self.saved, self.started = args, saved, time.time()
@@ -1376,14 +1369,17 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     if args != Args(resume=args.resume):
         fail("--resume goes on with the run's own options; leave out all others")
     named = Path(args.resume).resolve()
+    if not named.is_dir():
+        fail(f"--resume {args.resume}: there is no such folder; name that of a run, <runs-dir>/<env>/<name>")
+    configs = [*named.glob("config.json"), *named.glob("seed*/config.json")]
+    if any('"status": "finished"' in path.read_text() for path in configs):
+        fail(f"--resume {args.resume}: this run is finished; a new one starts from it by --checkpoint")
     files = [*named.glob("resume.pt"), *named.glob("seed*/resume.pt")]
     if len(files) != 1:
-        fail(f"--resume {args.resume}: {len(files)} runs to resume are there; name the folder of one")
+        fail(f"--resume {args.resume}: {len(files)} saved runs (resume.pt) are there; name the folder of one")
     saved = load("--resume", files[0], "progress")
     if saved["script"] != SCRIPT:
         fail(f"--resume {args.resume}: is a run of {saved['script']}.py")
-    if json.loads(files[0].with_name("config.json").read_text())["status"] == "finished":
-        fail(f"--resume {args.resume}: this run is finished; resume.pt is kept for its transitions")
     return Args(**saved["args"]), saved | {"folder": files[0].parents[1]}
 
 
@@ -1478,4 +1474,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # no link in tyro's box
     main(tyro.cli(Args, description=__doc__.split("\n\n")[0]))

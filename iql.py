@@ -421,6 +421,7 @@ D4RL_SCORES = {  # returns of a random and of an expert policy (Fu et al. 2020, 
     "Walker2d": [1.629008, 4592.3],
     "Ant": [-325.6, 3879.7],
 }
+CONTINUED_BY = {"sac": "online_finetune_sac.py", "td3": "td3_c.py", "lapo": "o3f_select.py"}  # by family
 COMPILE_FROM = 5_000  # updates; compiling costs half a minute on a CPU
 UPDATES_PER_CALL = 10  # offline, in one CUDA graph
 EPISODE_LIMIT = 100_000  # steps of an evaluation episode
@@ -888,7 +889,9 @@ def load(option: str, path: Path, needed: str) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)  # refuses a file that carries code
         file_format = content.get("format", 1)
-    except Exception as error:  # whatever torch.load raises on a missing, damaged or foreign file
+    except FileNotFoundError:
+        fail(f"{option} {path}: does not exist; give a run's folder, a seed's, or a checkpoint.pt")
+    except Exception as error:  # whatever torch.load raises on a damaged or foreign file
         fail(f"{option} {path}: is no file of these scripts: {error!r:.100}")
     if file_format != FORMAT:
         fail(f"{option} {path}: was written by another version of these scripts (format {file_format})")
@@ -921,8 +924,12 @@ def load_checkpoints(args: Args, env: Adapter) -> tuple[list[dict], dict]:
         paths = shared * args.num_seeds
     checkpoints = [load("--checkpoint", path, "gradient_step") for path in paths]
     first = checkpoints[0]
+    family = first["family"]
+    if family != FAMILY:
+        script = CONTINUED_BY.get(family, f"{family}.py")
+        fail(f"--checkpoint {paths[0]}: is of the {family} family: {script} goes on with it")
     source = {key: first[key] for key in ("script", "run", "shape", "dataset", "gradient_step")}
-    expected = source | {"family": FAMILY, "env": args.env, "gamma": args.gamma}
+    expected = source | {"env": args.env, "gamma": args.gamma}
     expected |= {"obs_dim": env.observation_space.shape[0], "action_dim": env.action_space.shape[0]}
     for path, checkpoint in zip(paths, checkpoints, strict=True):
         values = checkpoint["args"] | checkpoint["shape"] | checkpoint
@@ -948,7 +955,7 @@ def run_folder(args: Args, dataset: Dataset | None, source: dict | None) -> Path
         parts.append(dataset.description["name"])
     for name in names[names.index("batch_size") :]:
         if getattr(args, name) != getattr(Args, name):
-            parts.append(f"{name}-{getattr(args, name)}".replace("_", "-"))
+            parts.append(f"{name}-{getattr(args, name)}".replace("_", "-").removesuffix(".0"))
     if source:
         start = f"{source['run']} {source['gradient_step']} {source['shared_seed']}"
         parts.append(f"from-{source['script']}-{hashlib.sha256(start.encode()).hexdigest()[:4]}")
@@ -966,9 +973,7 @@ def append(path: Path, rows: list[list]) -> None:
 class Run:
     """A run's folders, one per seed, and where it stands: logs, evaluation, checkpoints, stop and resume."""
 
-    def __init__(
-        self, args: Args, shape: dict, dataset: Dataset | None, source: dict | None, saved: dict | None
-    ):
+    def __init__(self, args: Args, shape: dict, dataset: Dataset | None, source, saved: dict | None):
         if args.track and not find_spec("wandb"):
             fail("--track: needs the package wandb (pip install wandb)")
         self.args, self.saved, self.started = args, saved, time.time()
@@ -1311,14 +1316,17 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     if args != Args(resume=args.resume):
         fail("--resume goes on with the run's own options; leave out all others")
     named = Path(args.resume).resolve()
+    if not named.is_dir():
+        fail(f"--resume {args.resume}: there is no such folder; name that of a run, <runs-dir>/<env>/<name>")
+    configs = [*named.glob("config.json"), *named.glob("seed*/config.json")]
+    if any('"status": "finished"' in path.read_text() for path in configs):
+        fail(f"--resume {args.resume}: this run is finished; a new one starts from it by --checkpoint")
     files = [*named.glob("resume.pt"), *named.glob("seed*/resume.pt")]
     if len(files) != 1:
-        fail(f"--resume {args.resume}: {len(files)} runs to resume are there; name the folder of one")
+        fail(f"--resume {args.resume}: {len(files)} saved runs (resume.pt) are there; name the folder of one")
     saved = load("--resume", files[0], "progress")
     if saved["script"] != SCRIPT:
         fail(f"--resume {args.resume}: is a run of {saved['script']}.py")
-    if json.loads(files[0].with_name("config.json").read_text())["status"] == "finished":
-        fail(f"--resume {args.resume}: this run is finished; resume.pt is kept for its transitions")
     return Args(**saved["args"]), saved | {"folder": files[0].parents[1]}
 
 
@@ -1411,4 +1419,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # no link in tyro's box
     main(tyro.cli(Args, description=__doc__.split("\n\n")[0]))
