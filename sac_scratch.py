@@ -583,8 +583,9 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
     rows = np.column_stack([*columns.values()])[keep].astype(np.float32)
     fingerprint = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
     starts = np.append(0, np.flatnonzero(ends)[:-1] + 1)
-    returns = np.add.reduceat(columns["reward"][keep].astype(float), starts)
-    spread = f"return {returns.mean():.0f} on average, {returns.max():.0f} at best"
+    returns = np.sort(np.add.reduceat(columns["reward"][keep].astype(float), starts))
+    mean, best_tenth = returns.mean().item(), returns[-math.ceil(len(returns) / 10) :].mean().item()
+    spread = f"return {mean:.0f} on average, {returns[-1]:.0f} at best"
     print(f"data: {name}, {len(rows):,} transitions, {len(returns):,} episodes, {spread}")
     if not keep.all():
         print(f"note: {(~keep).sum():,} last transitions without a next observation were dropped")
@@ -599,8 +600,9 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
     scores = [metadata.get(key) for key in ("ref_min_score", "ref_max_score")]
     if not all(isinstance(score, int | float) for score in scores) or not abs(scores[1] - scores[0]) > 0:
         scores = None
-    description = {"name": short_name, "source": name, "fingerprint": fingerprint}
-    return Dataset(rows, ends, description | {"recorded_in": recorded_in, "scores": scores})
+    description = {"name": short_name, "source": name, "fingerprint": fingerprint, "scores": scores}
+    description |= {"mean_return": round(mean, 3), "best_tenth_return": round(best_tenth, 3)}
+    return Dataset(rows, ends, description | {"recorded_in": recorded_in})
 
 
 class Replay:
@@ -922,7 +924,7 @@ class Run:
         if saved:
             vars(self).update(saved["progress"])
             self.started -= saved["seconds"]
-            if data != saved["dataset"]:
+            if data and data["fingerprint"] != saved["dataset"]["fingerprint"]:
                 fail(f"--resume {self.folder}: the dataset is no longer what it was")
 
     def __enter__(self) -> None:

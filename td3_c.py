@@ -638,8 +638,9 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
     rows = np.column_stack([*columns.values()])[keep].astype(np.float32)
     fingerprint = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
     starts = np.append(0, np.flatnonzero(ends)[:-1] + 1)
-    returns = np.add.reduceat(columns["reward"][keep].astype(float), starts)
-    spread = f"return {returns.mean():.0f} on average, {returns.max():.0f} at best"
+    returns = np.sort(np.add.reduceat(columns["reward"][keep].astype(float), starts))
+    mean, best_tenth = returns.mean().item(), returns[-math.ceil(len(returns) / 10) :].mean().item()
+    spread = f"return {mean:.0f} on average, {returns[-1]:.0f} at best"
     print(f"data: {name}, {len(rows):,} transitions, {len(returns):,} episodes, {spread}")
     if not keep.all():
         print(f"note: {(~keep).sum():,} last transitions without a next observation were dropped")
@@ -654,8 +655,9 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
     scores = [metadata.get(key) for key in ("ref_min_score", "ref_max_score")]
     if not all(isinstance(score, int | float) for score in scores) or not abs(scores[1] - scores[0]) > 0:
         scores = None
-    description = {"name": short_name, "source": name, "fingerprint": fingerprint}
-    return Dataset(rows, ends, description | {"recorded_in": recorded_in, "scores": scores})
+    description = {"name": short_name, "source": name, "fingerprint": fingerprint, "scores": scores}
+    description |= {"mean_return": round(mean, 3), "best_tenth_return": round(best_tenth, 3)}
+    return Dataset(rows, ends, description | {"recorded_in": recorded_in})
 
 
 class Replay:
@@ -1022,7 +1024,7 @@ class Run:
         if saved:
             vars(self).update(saved["progress"])
             self.started -= saved["seconds"]
-            if data != saved["dataset"]:
+            if data and data["fingerprint"] != saved["dataset"]["fingerprint"]:
                 fail(f"--resume {self.folder}: the dataset is no longer what it was")
 
     def __enter__(self) -> None:
@@ -1253,6 +1255,20 @@ class Run:
             raise SystemExit("error: some seeds diverged; their last checkpoints are kept")
 
 
+def say_regime(run: Run) -> None:
+    """Before the first online step: how the pretrained policy compares with the data (arXiv 2510.01460)."""
+    data, source = run.config["dataset"] or {}, run.config["checkpoint"]
+    policy = source["return"] if source else np.mean([run.last_return[i] for i in run.live])
+    if run.env_step or math.isnan(policy) or "mean_return" not in data:  # older files do not hold it
+        return
+    mean, best_tenth = data["mean_return"], data["best_tenth_return"]
+    low, high = run.scores or (0, mean)  # what a score of 0 and of 1 stand for
+    relation = "superior to" if policy > mean else "inferior to"
+    if abs(policy - mean) <= 0.05 * abs(high - low):  # the paper's margin; it has ten seeds, for a t-test
+        relation = "comparable with"
+    print(f"regime: return {policy:,.0f} is {relation} the data's {mean:,.0f} (best tenth {best_tenth:,.0f})")
+
+
 def train_online(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run, random_steps: int) -> None:
     """Act, update while the device works, step, store; the first `random_steps` actions are uniform."""
     args, run.phase, first_step = run.args, "online", run.env_step
@@ -1385,6 +1401,8 @@ def main(args: Args) -> None:
     # Training
     with run:
         run.restore(state, replay)
+        if source:
+            say_regime(run)
         train_online(algorithm, state, replay, run, random_steps=args.warmup_steps if args.scratch else 0)
     run.report("python", "plot_curves.py", args.runs_dir)
 
