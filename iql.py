@@ -922,8 +922,8 @@ def load_checkpoints(args: Args, env: Adapter) -> tuple[list[dict], dict]:
     folder = Path(args.checkpoint) if args.checkpoint else newest_run(args)
     paths = [folder / f"seed{args.seed + i}" / "checkpoint.pt" for i in range(args.num_seeds)]
     shared = [path for path in (folder, folder / "checkpoint.pt") if path.is_file()]
-    if shared:
-        paths = shared * args.num_seeds
+    if shared or folder.suffix == ".pt":
+        paths = (shared or [folder]) * args.num_seeds
     checkpoints = [load("--checkpoint", path, "gradient_step") for path in paths]
     first = checkpoints[0]
     family = first["family"]

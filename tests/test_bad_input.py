@@ -88,6 +88,7 @@ CASES = [
     (PRETRAIN, "--dataset hopper-medium-v2", "mujoco/hopper/medium-v0"),
     (FINETUNE, "", "python offline_pretrain_sac.py --env Hopper-v4 makes one"),
     (FINETUNE, "--checkpoint nowhere", "nowhere/seed1/checkpoint.pt: does not exist; give a run's folder"),
+    (FINETUNE, "--checkpoint nowhere/checkpoint.pt", "--checkpoint nowhere/checkpoint.pt: does not exist"),
     (FINETUNE, "--checkpoint {files}/done --num-seeds 2", "done/seed2/checkpoint.pt: does not exist"),
     (FINETUNE, "--checkpoint {files}/cut.pt", "is no file of these scripts"),
     (FINETUNE, "--checkpoint {files}/text.pt", "is no file of these scripts"),
