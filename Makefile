@@ -3,13 +3,13 @@ OFFLINE_STEPS ?= 10000
 ONLINE_STEPS ?= 6000
 export OMP_NUM_THREADS ?= 1
 
-DEMO = --runs-dir runs/demo --overwrite --eval-every 2000
+DEMO = --runs-dir runs-demo --eval-every 2000
 READY = .venv/requirements.stamp
 READY_DEV = .venv/requirements-dev.stamp
 
 .PHONY: help demo test test-slow check
 help:
-	@echo "make demo    pretrain, train from scratch, finetune twice, plot: about 6 minutes, curves in runs/demo"
+	@echo "make demo    pretrain, train from scratch, finetune twice, plot: about 6 minutes, curves in runs-demo"
 	@echo "make test    run the tests; make test-slow: those that take long, Ray among them"
 	@echo "make check   formatting, lint, tests"
 	@echo "Each makes .venv with \$$(PYTHON) = $(PYTHON) and installs requirements.txt first (tests: requirements-dev.txt)."
@@ -24,11 +24,12 @@ $(READY_DEV): $(READY) requirements-dev.txt
 	touch $@
 
 demo: $(READY)
+	rm -rf runs-demo
 	.venv/bin/python offline_pretrain_sac.py $(DEMO) --offline-steps $(OFFLINE_STEPS)
 	.venv/bin/python sac_scratch.py $(DEMO) --online-steps $(ONLINE_STEPS) --warmup-steps 1000
 	.venv/bin/python online_finetune_sac.py $(DEMO) --online-steps $(ONLINE_STEPS)
 	.venv/bin/python online_finetune_sac.py $(DEMO) --online-steps $(ONLINE_STEPS) --q-filter-percentile 25
-	.venv/bin/python plot_curves.py runs/demo
+	.venv/bin/python plot_curves.py runs-demo
 
 test: $(READY_DEV)
 	.venv/bin/python -m pytest -n 2

@@ -46,7 +46,7 @@ import sys
 import threading
 import time
 import warnings
-from collections import Counter
+from collections import Counter, namedtuple
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing, suppress
@@ -154,13 +154,8 @@ class Batch(NamedTuple):
     terminated: Tensor  # (B,) 1 where the task ended: no value after it; 0 where only the clock did
 
 
-class ReturnBatch(NamedTuple):  # for --calibrated, a Batch with
-    obs: Tensor
-    action: Tensor
-    reward: Tensor
-    next_obs: Tensor
-    terminated: Tensor
-    mc_return: Tensor  # (B,) discounted return of the data from obs to its episode's end; -inf where unknown
+# For --calibrated; mc_return (B,): the data's discounted return from obs to its episode's end, or -inf
+ReturnBatch = namedtuple("ReturnBatch", [*Batch._fields, "mc_return"])
 
 
 def new_mlp(*sizes: int) -> dict[str, Tensor]:
@@ -267,18 +262,17 @@ class CQL:
         width, inputs = self.hidden_dim, self.obs_dim + self.action_dim
         actor, log_alpha = new_mlp(self.obs_dim, width, width, 2 * self.action_dim), torch.zeros(())
         critic = stack([new_mlp(inputs, width, width, 1) for _ in range(self.num_critics)])
-        log_cql_alpha = torch.zeros(())
         return {
             "actor": actor,
             "critic": critic,  # (E, ...) each
             "target_actor": actor,  # not used here; SAC's checkpoints have one
             "target_critic": critic,
             "log_alpha": log_alpha,
-            "log_cql_alpha": log_cql_alpha,
+            "log_cql_alpha": torch.zeros(()),
             "actor_adam": adam_init(actor),
             "critic_adam": adam_init(critic),
             "alpha_adam": adam_init(log_alpha),
-            "cql_alpha_adam": adam_init(log_cql_alpha),
+            "cql_alpha_adam": adam_init(torch.zeros(())),
             "progress": torch.zeros(()),  # share of the online steps that is done
         }
 
@@ -401,10 +395,8 @@ class CQL:
 
 def check_args(args: Args) -> None:
     """Ends with one line if options of this script contradict each other."""
-    if args.cql_alpha is not None and args.cql_threshold is not None:
-        fail(f"--cql-threshold {args.cql_threshold}: learns the weight, which --cql-alpha fixes")
-    if args.cql_alpha_end is not None and args.cql_threshold is not None:
-        fail(f"--cql-alpha-end {args.cql_alpha_end}: the weight is learned under --cql-threshold")
+    if args.cql_threshold is not None and (args.cql_alpha is not None or args.cql_alpha_end is not None):
+        fail(f"--cql-threshold {args.cql_threshold}: learns the weight; --cql-alpha and its -end fix it")
     if args.cql_threshold_end is not None and args.cql_threshold is None:
         fail(f"--cql-threshold-end {args.cql_threshold_end}: needs a --cql-threshold to start from")
     if args.anneal == "abrupt" and args.cql_alpha_end is None and args.cql_threshold_end is None:
@@ -424,6 +416,7 @@ D4RL_SCORES = {  # returns of a random and of an expert policy (Fu et al. 2020, 
     "Walker2d": [1.629008, 4592.3],
     "Ant": [-325.6, 3879.7],
 }
+CONTINUED_BY = {"sac": "online_finetune_sac.py", "td3": "td3_c.py", "lapo": "o3f_select.py"}  # by family
 COMPILE_FROM = 5_000  # updates; compiling costs half a minute on a CPU
 UPDATES_PER_CALL = 10  # offline, in one CUDA graph
 EPISODE_LIMIT = 100_000  # steps of an evaluation episode
@@ -627,8 +620,9 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
     rows = np.column_stack([*columns.values()])[keep].astype(np.float32)
     fingerprint = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
     starts = np.append(0, np.flatnonzero(ends)[:-1] + 1)
-    returns = np.add.reduceat(columns["reward"][keep].astype(float), starts)
-    spread = f"return {returns.mean():.0f} on average, {returns.max():.0f} at best"
+    returns = np.sort(np.add.reduceat(columns["reward"][keep].astype(float), starts))
+    mean, best_tenth = returns.mean().item(), returns[-math.ceil(len(returns) / 10) :].mean().item()
+    spread = f"return {mean:.0f} on average, {returns[-1]:.0f} at best"
     print(f"data: {name}, {len(rows):,} transitions, {len(returns):,} episodes, {spread}")
     if not keep.all():
         print(f"note: {(~keep).sum():,} last transitions without a next observation were dropped")
@@ -643,8 +637,9 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
     scores = [metadata.get(key) for key in ("ref_min_score", "ref_max_score")]
     if not all(isinstance(score, int | float) for score in scores) or not abs(scores[1] - scores[0]) > 0:
         scores = None
-    description = {"name": short_name, "source": name, "fingerprint": fingerprint}
-    return Dataset(rows, ends, description | {"recorded_in": recorded_in, "scores": scores})
+    description = {"name": short_name, "source": name, "fingerprint": fingerprint, "scores": scores}
+    description |= {"mean_return": round(mean, 3), "best_tenth_return": round(best_tenth, 3)}
+    return Dataset(rows, ends, description | {"recorded_in": recorded_in})
 
 
 class Replay:
@@ -727,12 +722,10 @@ class ReturnReplay(Replay):
         if dataset:
             returns = returns_to_go(dataset.rows[:, self.reward_column], dataset.ends, args.gamma)
             if not np.isfinite(returns).any():
-                source = dataset.description["source"]
-                fail(f"--calibrated: at --gamma {args.gamma}, the clock cuts every return of {source} short")
+                fail(f"--calibrated: at --gamma {args.gamma}, the clock cuts every return of the data short")
             self.returns[: self.num_offline] = torch.from_numpy(returns)
 
     def add(self, obs, action, reward, next_obs, terminated, truncated) -> None:
-        """Stores one transition per seed; arrays (S, ...)."""
         slot = self.added % self.capacity
         self.ring_returns[:, slot] = -math.inf
         self.ring_rewards[:, slot] = reward
@@ -745,8 +738,7 @@ class ReturnReplay(Replay):
         """Sets the returns in ring i of all rows from the `first` added one on that the ring still holds."""
         slots = np.arange(max(first, self.added - self.capacity), self.added) % self.capacity
         returns = returns_to_go(self.ring_rewards[i, slots], self.ring_ends[i, slots], self.gamma)
-        device = self.returns.device
-        self.ring_returns[i, torch.from_numpy(slots).to(device)] = torch.from_numpy(returns).to(device)
+        self.ring_returns[i, slots] = torch.from_numpy(returns).to(self.returns.device)
 
     def restore_returns(self) -> None:
         """Sets the returns of all online rows, after Run.restore put the rows back; episodes begin anew."""
@@ -757,7 +749,6 @@ class ReturnReplay(Replay):
                 self.episode_starts[i] = self.added
 
     def gather(self, number: Tensor) -> ReturnBatch:
-        """The rows of these numbers (S, B), as a batch per seed."""
         return ReturnBatch(*super().gather(number), self.returns[number])
 
 
@@ -953,7 +944,9 @@ def load(option: str, path: Path, needed: str) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)  # refuses a file that carries code
         file_format = content.get("format", 1)
-    except Exception as error:  # whatever torch.load raises on a missing, damaged or foreign file
+    except FileNotFoundError:
+        fail(f"{option} {path}: does not exist; give a run's folder, a seed's, or a checkpoint.pt")
+    except Exception as error:  # whatever torch.load raises on a damaged or foreign file
         fail(f"{option} {path}: is no file of these scripts: {error!r:.100}")
     if file_format != FORMAT:
         fail(f"{option} {path}: was written by another version of these scripts (format {file_format})")
@@ -982,12 +975,16 @@ def load_checkpoints(args: Args, env: Adapter) -> tuple[list[dict], dict]:
     folder = Path(args.checkpoint) if args.checkpoint else newest_run(args)
     paths = [folder / f"seed{args.seed + i}" / "checkpoint.pt" for i in range(args.num_seeds)]
     shared = [path for path in (folder, folder / "checkpoint.pt") if path.is_file()]
-    if shared:
-        paths = shared * args.num_seeds
+    if shared or folder.suffix == ".pt":
+        paths = (shared or [folder]) * args.num_seeds
     checkpoints = [load("--checkpoint", path, "gradient_step") for path in paths]
     first = checkpoints[0]
+    family = first["family"]
+    if family != FAMILY:
+        script = CONTINUED_BY.get(family, f"{family}.py")
+        fail(f"--checkpoint {paths[0]}: is of the {family} family: {script} goes on with it")
     source = {key: first[key] for key in ("script", "run", "shape", "dataset", "gradient_step")}
-    expected = source | {"family": FAMILY, "env": args.env, "gamma": args.gamma}
+    expected = source | {"env": args.env, "gamma": args.gamma}
     expected |= {"obs_dim": env.observation_space.shape[0], "action_dim": env.action_space.shape[0]}
     for path, checkpoint in zip(paths, checkpoints, strict=True):
         values = checkpoint["args"] | checkpoint["shape"] | checkpoint
@@ -1013,7 +1010,7 @@ def run_folder(args: Args, dataset: Dataset | None, source: dict | None) -> Path
         parts.append(dataset.description["name"])
     for name in names[names.index("batch_size") :]:
         if getattr(args, name) != getattr(Args, name):
-            parts.append(f"{name}-{getattr(args, name)}".replace("_", "-"))
+            parts.append(f"{name}-{getattr(args, name)}".replace("_", "-").removesuffix(".0"))
     if source:
         start = f"{source['run']} {source['gradient_step']} {source['shared_seed']}"
         parts.append(f"from-{source['script']}-{hashlib.sha256(start.encode()).hexdigest()[:4]}")
@@ -1031,9 +1028,7 @@ def append(path: Path, rows: list[list]) -> None:
 class Run:
     """A run's folders, one per seed, and where it stands: logs, evaluation, checkpoints, stop and resume."""
 
-    def __init__(
-        self, args: Args, shape: dict, dataset: Dataset | None, source: dict | None, saved: dict | None
-    ):
+    def __init__(self, args: Args, shape: dict, dataset: Dataset | None, source, saved: dict | None):
         if args.track and not find_spec("wandb"):
             fail("--track: needs the package wandb (pip install wandb)")
         self.args, self.saved, self.started = args, saved, time.time()
@@ -1069,7 +1064,7 @@ class Run:
         if saved:
             vars(self).update(saved["progress"])
             self.started -= saved["seconds"]
-            if data != saved["dataset"]:
+            if data and data["fingerprint"] != saved["dataset"]["fingerprint"]:
                 fail(f"--resume {self.folder}: the dataset is no longer what it was")
 
     def __enter__(self) -> None:
@@ -1300,6 +1295,20 @@ class Run:
             raise SystemExit("error: some seeds diverged; their last checkpoints are kept")
 
 
+def say_regime(run: Run) -> None:
+    """Before the first online step: how the pretrained policy compares with the data (arXiv 2510.01460)."""
+    data, source = run.config["dataset"] or {}, run.config["checkpoint"]
+    policy = source["return"] if source else np.mean([run.last_return[i] for i in run.live])
+    if run.env_step or math.isnan(policy) or "mean_return" not in data:  # older files do not hold it
+        return
+    mean, best_tenth = data["mean_return"], data["best_tenth_return"]
+    low, high = run.scores or (0, mean)  # what a score of 0 and of 1 stand for
+    relation = "superior to" if policy > mean else "inferior to"
+    if abs(policy - mean) <= 0.05 * abs(high - low):  # the paper's margin; it has ten seeds, for a t-test
+        relation = "comparable with"
+    print(f"regime: return {policy:,.0f} is {relation} the data's {mean:,.0f} (best tenth {best_tenth:,.0f})")
+
+
 def train_online(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run, random_steps: int) -> None:
     """Act, update while the device works, step, store; the first `random_steps` actions are uniform."""
     args, run.phase, first_step = run.args, "online", run.env_step
@@ -1376,14 +1385,17 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     if args != Args(resume=args.resume):
         fail("--resume goes on with the run's own options; leave out all others")
     named = Path(args.resume).resolve()
+    if not named.is_dir():
+        fail(f"--resume {args.resume}: there is no such folder; name that of a run, <runs-dir>/<env>/<name>")
+    configs = [*named.glob("config.json"), *named.glob("seed*/config.json")]
+    if any('"status": "finished"' in path.read_text() for path in configs):
+        fail(f"--resume {args.resume}: this run is finished; a new one starts from it by --checkpoint")
     files = [*named.glob("resume.pt"), *named.glob("seed*/resume.pt")]
     if len(files) != 1:
-        fail(f"--resume {args.resume}: {len(files)} runs to resume are there; name the folder of one")
+        fail(f"--resume {args.resume}: {len(files)} saved runs (resume.pt) are there; name the folder of one")
     saved = load("--resume", files[0], "progress")
     if saved["script"] != SCRIPT:
         fail(f"--resume {args.resume}: is a run of {saved['script']}.py")
-    if json.loads(files[0].with_name("config.json").read_text())["status"] == "finished":
-        fail(f"--resume {args.resume}: this run is finished; resume.pt is kept for its transitions")
     return Args(**saved["args"]), saved | {"folder": files[0].parents[1]}
 
 
@@ -1469,6 +1481,7 @@ def main(args: Args) -> None:
         if run.phase == "offline" and args.offline_steps:
             train_offline(algorithm, state, replay, run)
         if args.online_steps:
+            say_regime(run)
             train_online(algorithm, state, replay, run, random_steps=0)
     if args.online_steps:
         run.report("python", "plot_curves.py", args.runs_dir)
@@ -1478,4 +1491,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # no link in tyro's box
     main(tyro.cli(Args, description=__doc__.split("\n\n")[0]))

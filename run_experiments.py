@@ -645,7 +645,10 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
+    arguments = tyro.cli(Args)
+    if arguments.dry_run and hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
     try:
-        main(tyro.cli(Args))
+        main(arguments)
     except KeyboardInterrupt:  # while no job runs
         raise SystemExit(130) from None

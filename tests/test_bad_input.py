@@ -42,10 +42,14 @@ def files(minari_cache, tmp_path_factory):
     torch.save(saved | {"args": saved["args"] | {"gamma": 0.9}}, folder / "gamma.pt")
     torch.save(saved | {"dataset": saved["dataset"] | {"source": "nowhere.hdf5"}}, folder / "lost.pt")
     torch.save(saved | {"dataset": None}, folder / "without.pt")
-    (folder / "run" / "seed1").mkdir(parents=True)
     resume = {key: value for key, value in saved.items() if key != "gradient_step"}
-    torch.save(resume | {"progress": {}}, folder / "run" / "seed1" / "resume.pt")
-    shutil.copy(good.with_name("config.json"), folder / "run" / "seed1")
+    config = good.with_name("config.json").read_text()
+    for name in ("run", "cut"):
+        (folder / name / "seed1").mkdir(parents=True)
+        torch.save(resume | {"progress": {}}, folder / name / "seed1" / "resume.pt")
+    (folder / "run" / "seed1" / "config.json").write_text(config)
+    (folder / "cut" / "seed1" / "config.json").write_text(config.replace("finished", "interrupted"))
+    shutil.copytree(good.parents[1], folder / "done")
     return folder
 
 
@@ -66,10 +70,14 @@ CASES = [
     (SCRATCH, "--online-steps 300 --warmup-steps 0 --batch-size 400", "the first is due at step 400"),
     (SCRATCH, "--replay-capacity 100", "no update would be made"),
     (SCRATCH, "--track", "needs the package wandb"),
-    (SCRATCH, "--resume nowhere", "0 runs to resume are there"),
-    (SCRATCH, "--resume {files}/run", "is a run of offline_pretrain_sac.py"),
-    (SCRATCH, "--resume {files}/run --seed 3", "leave out all others"),
+    (SCRATCH, "--resume nowhere", "--resume nowhere: there is no such folder"),
+    (SCRATCH, "--resume {files}/cut.pt", "there is no such folder"),
+    (SCRATCH, "--resume {files}", "0 saved runs (resume.pt) are there; name the folder of one"),
+    (SCRATCH, "--resume {files}/cut", "is a run of offline_pretrain_sac.py"),
+    (SCRATCH, "--resume {files}/cut --seed 3", "leave out all others"),
     (PRETRAIN, "--resume {files}/run", "this run is finished"),
+    (PRETRAIN, "--resume {files}/done", "this run is finished"),
+    (PRETRAIN, "--resume {files}/done/seed1", "this run is finished"),
     (PRETRAIN, "--env Walker2d-v4", "--dataset is needed: none is bundled for Walker2d-v4"),
     (
         PRETRAIN,
@@ -79,13 +87,17 @@ CASES = [
     (PRETRAIN, "--dataset {files}/text.pt", "cannot be read"),
     (PRETRAIN, "--dataset hopper-medium-v2", "mujoco/hopper/medium-v0"),
     (FINETUNE, "", "python offline_pretrain_sac.py --env Hopper-v4 makes one"),
-    (FINETUNE, "--checkpoint nowhere", "--checkpoint nowhere/seed1/checkpoint.pt"),
+    (FINETUNE, "--checkpoint nowhere", "nowhere/seed1/checkpoint.pt: does not exist; give a run's folder"),
+    (FINETUNE, "--checkpoint nowhere/checkpoint.pt", "--checkpoint nowhere/checkpoint.pt: does not exist"),
+    (FINETUNE, "--checkpoint {files}/done --num-seeds 2", "done/seed2/checkpoint.pt: does not exist"),
     (FINETUNE, "--checkpoint {files}/cut.pt", "is no file of these scripts"),
     (FINETUNE, "--checkpoint {files}/text.pt", "is no file of these scripts"),
     (FINETUNE, "--checkpoint {files}/evil.pt", "is no file of these scripts"),
     (FINETUNE, "--checkpoint {files}/evil2.pt", "is no file of these scripts"),
     (FINETUNE, "--checkpoint {files}/first_house.pt", "another version of these scripts (format 1)"),
-    (FINETUNE, "--checkpoint {files}/td3.pt", "its family is td3, not sac"),
+    (FINETUNE, "--checkpoint {files}/td3.pt", "is of the td3 family: td3_c.py goes on with it"),
+    ("td3_c", "--checkpoint {files}/cheetah.pt", "of the sac family: online_finetune_sac.py goes on with it"),
+    ("iql", "--offline-steps 0 --online-steps 9 --checkpoint {files}/td3.pt", "td3_c.py goes on with it"),
     (FINETUNE, "--checkpoint {files}/cheetah.pt", "its env is HalfCheetah-v4, not Hopper-v4"),
     (FINETUNE, "--checkpoint {files}/obs.pt", "its obs_dim is 12, not 11"),
     (FINETUNE, "--checkpoint {files}/gamma.pt", "its gamma is 0.9, not 0.99"),
@@ -138,6 +150,12 @@ def test_a_value_out_of_range_is_named_in_tyros_box(call, capsys, arguments):
     error = capsys.readouterr().err
     assert ended.value.code == 2 and "Traceback" not in error and not list(Path().iterdir())
     assert arguments.split()[0].removeprefix("--") in error.replace("_", "-")
+
+
+def test_tyros_box_has_no_link_to_the_pages_of_another_package(tmp_path):
+    command = [sys.executable, ROOT / f"{SCRATCH}.py", "--gamma", "1.5"]
+    error = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stderr
+    assert "less than or equal to 1" in error and "http" not in error
 
 
 def test_a_run_is_overwritten_only_on_request(call, capsys):

@@ -173,7 +173,7 @@ def test_returns_of_offline_rows(capsys):
     assert replay.returns.tolist() == pytest.approx([1.52, 2.6, 3, 1.552, 2.76, *[UNKNOWN] * 4])
     with pytest.raises(SystemExit):
         new_replay([1, 1], [0, 2], capacity=0)
-    assert "at --gamma 0.5, the clock cuts every return of some.hdf5 short" in capsys.readouterr().err
+    assert "at --gamma 0.5, the clock cuts every return of the data short" in capsys.readouterr().err
 
 
 def test_online_rows_get_their_returns_when_their_episode_ends():
@@ -210,7 +210,7 @@ def test_an_episode_that_the_clock_cuts_and_that_is_longer_than_the_ring():
     "arguments, expected",
     [
         ("--cql-alpha 5 --cql-threshold 5", "--cql-threshold 5.0: learns the weight"),
-        ("--cql-threshold 5 --cql-alpha-end 1 --anneal abrupt --online-steps 9", "the weight is learned"),
+        ("--cql-threshold 5 --cql-alpha-end 1 --anneal abrupt --online-steps 9", "its -end fix it"),
         ("--cql-threshold-end 1 --anneal abrupt --online-steps 9", "needs a --cql-threshold to start from"),
         ("--anneal abrupt --online-steps 9", "needs --cql-alpha-end or --cql-threshold-end"),
         *((f"--cql-{option}", "") for option in ("alpha -1", "threshold 0", "threshold nan", "actions 0")),

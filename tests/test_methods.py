@@ -40,6 +40,13 @@ def folder_beside(offline: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("script", ["online_finetune_sac", "td3_c", *TWO_PHASES])
+def test_a_checkpoint_of_another_family_names_a_script_that_takes_it(script):
+    module = importlib.import_module(script)
+    name = module.CONTINUED_BY.get(module.FAMILY, f"{module.FAMILY}.py")
+    assert importlib.import_module(name.removesuffix(".py")).FAMILY == module.FAMILY
+
+
 def assert_moved(before: dict, after: dict, but: set[str]) -> None:
     """Every network and every target has other parameters."""
     networks = [name for name, part in before.items() if isinstance(part, dict) and "adam" not in name]
@@ -59,7 +66,8 @@ def test_offline_then_online_from_its_checkpoint(call, script):
     start = module.ALGORITHM(module.Args(), **saved["shape"]).init(2)
     assert saved["gradient_step"] == 40 and saved["state"]["actor_adam"]["t"] > 0
     assert_moved(start, saved["state"], but=STANDS_STILL.get(script, set()))
-    call(script, f"{ONLINE} {options} --offline-steps 0")
+    out, _ = call(script, f"{ONLINE} {options} --offline-steps 0")
+    assert out.count("regime: return ") == 1
     online = folder_beside(offline)
     per_step = 2 if script == "o3f_select" else 1
     for seed in ("seed1", "seed2"):
@@ -69,7 +77,7 @@ def test_offline_then_online_from_its_checkpoint(call, script):
 
 
 @pytest.mark.parametrize("script", TWO_PHASES)
-def test_both_phases_in_one_run_that_is_cut_online(call, monkeypatch, script):
+def test_both_phases_in_one_run_that_is_cut_online(call, monkeypatch, capsys, script):
     module = importlib.import_module(script)
     command = f"{OFFLINE} {TWO_PHASES[script]} --online-steps 40 --offline-ratio 0.5 --offline-ratio-end 0"
     add, added = module.Replay.add, []
@@ -83,9 +91,10 @@ def test_both_phases_in_one_run_that_is_cut_online(call, monkeypatch, script):
     monkeypatch.setattr(module.Replay, "add", add_and_stop)
     with pytest.raises(SystemExit) as ended:
         call(script, command)
-    assert ended.value.code == 128 + signal.SIGTERM
+    assert ended.value.code == 128 + signal.SIGTERM and capsys.readouterr().out.count("regime: return ") == 1
     folder = run_folder(f"{script}-*")
     out, _ = call(script, f"--resume {folder}")
+    assert "regime" not in out
     assert "resumes at online step 25" in out and added == [*range(1, 26), *range(26, 41)]
     phases = [(row["phase"], row["env_step"]) for row in rows(folder / "seed1" / "eval.csv")[::2]]
     assert phases == [("offline", "0")] * 3 + [("online", step) for step in ("0", "20", "40")]
@@ -117,7 +126,8 @@ def test_cal_ql_learns_from_returns_offline_and_online(call):
 def test_td3_bc_is_finetuned_by_each_arm_of_td3_c(call, options):
     call("td3_bc", f"{OFFLINE} --normalize-obs")
     offline = run_folder("td3_bc-*")
-    call("td3_c", f"{ONLINE} --warmup-steps 0 {options}")
+    out, _ = call("td3_c", f"{ONLINE} --warmup-steps 0 {options}")
+    assert "regime: return " in out
     online = folder_beside(offline)
     for seed in ("seed1", "seed2"):
         assert returns(online / seed, env_step=0) == returns(offline / seed, gradient_step=40)

@@ -6,6 +6,7 @@ import pwd
 import shutil
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import h5py
@@ -496,6 +497,21 @@ def test_every_option_that_changes_what_is_learned_is_in_the_name(module):
             assert folder(changed, module=module) == plain, name
 
 
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        (25.0, "25"),
+        (25.5, "25.5"),
+        (24.999999999999996, "24.999999999999996"),
+        (1e-5, "1e-05"),
+        (1e20, "1e+20"),
+    ],
+)
+def test_a_number_in_a_name_has_all_its_digits_and_no_idle_zero(value, expected):
+    name = folder(script.Args(q_filter_value=value, gamma=1.0, epsilon=1.0)).name
+    assert name == f"online_finetune_sac-gamma-1-q-filter-value-{expected}-epsilon-1"
+
+
 def test_names_are_short_and_two_settings_never_share_one():
     long = script.Args(
         tau=0.1, actor_lr=0.1, critic_lr=0.1, alpha_lr=0.1, warmup_steps=7, replay_capacity=9, gamma=0.5
@@ -515,6 +531,46 @@ def test_names_are_short_and_two_settings_never_share_one():
 def test_the_first_update_waits_for_a_batch(options, first):
     assert script.first_online_update(script.Args(**options), 100) == first
     assert script.first_online_update(script.Args(), 0) == 256
+
+
+# ---- the regime ----
+
+
+DATA = {"mean_return": 400.0, "best_tenth_return": 1234.5}
+
+
+@pytest.mark.parametrize(
+    "policy, scores, data, said",
+    [
+        (995.0, [-20.0, 3180.0], DATA, "return 995 is superior to the data's 400 (best tenth 1,234)"),
+        (561.0, [-20.0, 3180.0], DATA, "superior to"),  # the margin is 0.05 of 3,200: 160
+        (559.0, [-20.0, 3180.0], DATA, "comparable with"),
+        (241.0, [-20.0, 3180.0], DATA, "comparable with"),
+        (239.0, [-20.0, 3180.0], DATA, "inferior to"),
+        (421.0, None, DATA, "superior to"),  # without reference scores 0.05 of 400: 20
+        (419.0, None, DATA, "comparable with"),
+        (-421.0, None, DATA | {"mean_return": -400.0}, "inferior to"),
+        (995.0, None, {"name": "of an older file"}, None),
+        (995.0, None, None, None),
+        (math.nan, None, DATA, None),
+    ],
+)
+def test_the_regime_is_said_at_the_switch(policy, scores, data, said, capsys):
+    run = SimpleNamespace(env_step=0, scores=scores, live=[0, 2], last_return={0: policy - 1, 2: policy + 1})
+    for source in (None, {"return": policy}):
+        run.config = {"dataset": data, "checkpoint": source}
+        script.say_regime(run)
+        out = capsys.readouterr().out
+        assert out.startswith("regime: ") and said in out if said else out == ""
+    run.env_step = 1  # resumed later
+    script.say_regime(run)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_datasets_mean_and_its_best_tenth_are_kept(tmp_path):
+    path = write_hdf5(tmp_path / "x.hdf5", [(n, True) for n in range(1, 21)])  # a reward of 1 a step
+    description = read(path).description
+    assert (description["mean_return"], description["best_tenth_return"]) == (10.5, 19.5)
 
 
 # ---- evaluation ----

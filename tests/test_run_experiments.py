@@ -235,6 +235,15 @@ def test_dry_run_writes_and_starts_nothing(repo):
     assert ": python train.py --resume runs/exp/Env/train-b/seed1\n" in out
 
 
+def test_a_dry_run_whose_reader_leaves_ends_quietly(repo):
+    name = write(*(f"r{i}: train.py --tag {i} --note {'x' * 300}" for i in range(400)))
+    command = [sys.executable, "run_experiments.py", name, "--dry-run"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == -signal.SIGPIPE
+
+
 def test_a_terminal_shows_where_the_running_jobs_stand(repo):
     ours, theirs = os.openpty()
     command = [sys.executable, "run_experiments.py", write("a: train.py --tag a --steps 12"), "--jobs", "1"]
