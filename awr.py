@@ -684,6 +684,7 @@ class Replay:
             self.rows[: self.num_offline] = torch.from_numpy(dataset.rows)
             self.ends[: self.num_offline] = dataset.ends
         self.rings = self.rows[self.num_offline :].view(args.num_seeds, capacity, size[1])
+        self.host_row = torch.zeros(args.num_seeds, size[1], pin_memory=device == "cuda")
         self.ring_ends = self.ends[self.num_offline :].reshape(args.num_seeds, capacity)  # a view too
         self.starts = self.num_offline + capacity * torch.arange(args.num_seeds, device=device)[:, None]
         self.size = torch.zeros((), dtype=torch.int64, device=device)  # of a ring; a CUDA graph reads it
@@ -692,7 +693,8 @@ class Replay:
     def add(self, obs, action, reward, next_obs, terminated, truncated) -> None:
         """Stores one transition per seed; arrays (S, ...)."""
         row = np.column_stack([obs, action, reward, next_obs, terminated]).astype(np.float32)
-        self.rings[:, self.added % self.capacity] = torch.from_numpy(row).to(self.rows.device)
+        self.host_row.copy_(torch.from_numpy(row))
+        self.rings[:, self.added % self.capacity].copy_(self.host_row, non_blocking=True)
         self.ring_ends[:, self.added % self.capacity] = np.where(terminated, 1, 2 * truncated)
         self.added += 1
         self.size.fill_(min(self.added, self.capacity))
@@ -815,6 +817,9 @@ class Collector:
         self.obs, _ = self.envs.reset(seed=args.seed + 1000 * first_step)  # resumed: other episodes
         self.device_obs = torch.zeros(self.obs.shape, device=device)
         self.action = torch.zeros(self.envs.action_space.shape, device=device)
+        on_host = partial(torch.zeros, pin_memory=device == "cuda")
+        self.host_obs, self.host_action = on_host(self.obs.shape), on_host(self.action.shape)
+        self.acted = torch.cuda.Event() if device == "cuda" else None
 
         def step(_: bool) -> dict:
             shapes = algorithm.act_noise.items()
@@ -825,14 +830,21 @@ class Collector:
 
         self.loop = Loop(step, device, args)
 
-    def act(self) -> np.ndarray:
-        """Actions (S, A); waits for the device."""
-        self.device_obs.copy_(torch.from_numpy(self.obs))
+    def act(self) -> None:
+        """Queues the choice of actions (S, A); nothing here waits for the device."""
+        self.host_obs.copy_(torch.from_numpy(self.obs))
+        self.device_obs.copy_(self.host_obs, non_blocking=True)
         self.loop()
-        return np.nan_to_num(self.action.cpu().numpy())  # of a seed that diverged
+        self.host_action.copy_(self.action, non_blocking=True)
+        if self.acted:
+            self.acted.record()
 
-    def step(self, action: np.ndarray) -> dict[int, dict]:
-        """Executes actions (S, A); metrics of the episodes that end with them, by seed's index."""
+    def step(self, action: np.ndarray | None = None) -> dict[int, dict]:
+        """Executes actions (S, A), or those of `act`; metrics of the episodes that end, by seed's index."""
+        if self.acted:
+            self.acted.synchronize()  # a step's one wait; not for the update, which is queued behind
+        if action is None:
+            action = np.nan_to_num(self.host_action.numpy())  # of a seed that diverged
         obs, reward, terminated, truncated, info = self.envs.step(action)
         next_obs, ended = obs.copy(), {}
         for i in np.flatnonzero(terminated | truncated):  # there, obs is the next episode's first
@@ -1273,7 +1285,7 @@ def say_regime(run: Run) -> None:
 
 
 def train_online(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run, random_steps: int) -> None:
-    """Act, update while the device works, step, store; the first `random_steps` actions are uniform."""
+    """Act, queue the update, step meanwhile, store; the first `random_steps` actions are uniform."""
     args, run.phase, first_step = run.args, "online", run.env_step
     updates = update_loop(algorithm, state, replay, args, args.online_steps * args.updates_per_step)
     collector = Collector(algorithm, state, replay, args, first_step)
@@ -1284,9 +1296,10 @@ def train_online(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run, ra
     bar = {"desc": "online", "initial": first_step, "total": args.online_steps, "disable": None}
     with closing(collector.envs):
         for step in tqdm(range(first_step, args.online_steps), **bar):
-            action = collector.act()
+            collector.act()
+            action = None
             if step < random_steps:
-                action = 2 * torch.rand(action.shape).numpy() - 1
+                action = 2 * torch.rand(collector.action.shape).numpy() - 1
             if step >= first_update:
                 anneal(args, state, replay, (step + 1) / args.online_steps)
                 updates(run.gradient_step + 1, args.updates_per_step)

@@ -587,6 +587,7 @@ class Replay:
             self.rows[: self.num_offline] = torch.from_numpy(dataset.rows)
             self.ends[: self.num_offline] = dataset.ends
         self.rings = self.rows[self.num_offline :].view(args.num_seeds, capacity, size[1])
+        self.host_row = torch.zeros(args.num_seeds, size[1], pin_memory=device == "cuda")
         self.ring_ends = self.ends[self.num_offline :].reshape(args.num_seeds, capacity)  # a view too
         self.starts = self.num_offline + capacity * torch.arange(args.num_seeds, device=device)[:, None]
         self.size = torch.zeros((), dtype=torch.int64, device=device)  # of a ring; a CUDA graph reads it
@@ -595,7 +596,8 @@ class Replay:
     def add(self, obs, action, reward, next_obs, terminated, truncated) -> None:
         """Stores one transition per seed; arrays (S, ...)."""
         row = np.column_stack([obs, action, reward, next_obs, terminated]).astype(np.float32)
-        self.rings[:, self.added % self.capacity] = torch.from_numpy(row).to(self.rows.device)
+        self.host_row.copy_(torch.from_numpy(row))
+        self.rings[:, self.added % self.capacity].copy_(self.host_row, non_blocking=True)
         self.ring_ends[:, self.added % self.capacity] = np.where(terminated, 1, 2 * truncated)
         self.added += 1
         self.size.fill_(min(self.added, self.capacity))

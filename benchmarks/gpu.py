@@ -7,8 +7,8 @@
 check     every script compiles with one, two and ten seeds, never falls back to eager, and has the eager numbers after
           50 updates; a process per script, side by side
 speed     updates/s of all seeds together: TD3+BC and SAC offline, one and ten seeds, beside eager ones
-online    environment steps/s per seed of SAC, one update per step, with 1 and 10 seeds; on a GPU also with the update
-          launched before the action is read, so that both take one turn where runs share the card
+online    environment steps/s per seed of SAC, one update per step, with 1 and 10 seeds; beside it waiting for the device
+          twice a step, as the scripts did before; and ten seeds with two more such runs on the card
 workers   steps/s of ten Hoppers alone: in this process, ten processes, and two to five that step several each
 variants  of TD3+BC with one and ten seeds: updates per CUDA graph, Inductor's joined kernels, the critics' last layer as
           a matrix product instead of multiply-and-sum
@@ -21,6 +21,7 @@ Batch 256, networks of 2x256, ReLU, no LayerNorm, Hopper's sizes, 200,000 rows o
 
 import csv
 import importlib
+import itertools
 import multiprocessing
 import subprocess
 import sys
@@ -55,6 +56,7 @@ class Args:
     minutes: float = 9.0  # nothing is begun after them
     out: str = "gpu.csv"  # table of all rows
     script: str | None = None  # check this one only, in this process
+    busy: bool = False  # step environments and update until killed
 
 
 class Training:
@@ -183,31 +185,27 @@ def partial_rate(name: str, seeds: int, args: Args, compile: str = "on", per_cal
     return lambda: offline_rate(name, seeds, args, compile, per_call)
 
 
-def online_rate(seeds: int, args: Args, together: bool = False) -> float:
-    """Environment steps/s of each seed; `together`: the update is launched before its step's action is read."""
+def start_online(seeds: int, args: Args) -> tuple:
     training = Training("sac_scratch", seeds, args.device, "on")
-    collector = training.script.Collector(
-        training.algorithm, training.state, training.replay, training.args, 0
-    )
-    host = torch.zeros(collector.action.shape, pin_memory=args.device == "cuda")
+    parts = training.algorithm, training.state, training.replay, training.args
+    return training, training.script.Collector(*parts, 0)
+
+
+def online_rate(seeds: int, args: Args, waits: bool = False) -> float:
+    """Environment steps/s of each seed; `waits`: for the device after the action and after the update."""
+    training, collector = start_online(seeds, args)
 
     def step() -> None:
-        action = collector.act()
+        collector.act()
+        if waits:
+            synchronize(args)
         training.loop(1)
-        collector.step(action)
-
-    def step_together() -> None:
-        collector.device_obs.copy_(torch.from_numpy(collector.obs))
-        collector.loop()
-        host.copy_(collector.action, non_blocking=True)
-        acted = torch.cuda.Event()
-        acted.record()
-        training.loop(1)
-        acted.synchronize()
-        collector.step(host.numpy())
+        collector.step()
+        if waits:
+            synchronize(args)
 
     try:
-        return rate(step_together if together else step, 1, args, seconds=8.0)
+        return rate(step, 1, args, seconds=8.0)
     finally:
         collector.envs.close()
 
@@ -215,10 +213,36 @@ def online_rate(seeds: int, args: Args, together: bool = False) -> float:
 def online(table: Table, args: Args) -> None:
     unit = "steps/s of each seed"
     for seeds in (1, 10):
-        table.add("online", "sac_scratch", seeds, lambda seeds=seeds: online_rate(seeds, args), unit)
-        if args.device == "cuda":
-            measure = partial(online_rate, seeds, args, together=True)
-            table.add("online", "sac_scratch, update launched at once", seeds, measure, unit)
+        for waits in (False, True):
+            what = f"sac_scratch{', waiting twice a step' if waits else ''}"
+            table.add("online", what, seeds, partial(online_rate, seeds, args, waits), unit)
+    table.add("online", "sac_scratch, beside two more", 10, lambda: beside(2, args), unit)
+
+
+def beside(count: int, args: Args) -> float:
+    """Steps/s of each of ten seeds while `count` processes do the same."""
+    command = [sys.executable, __file__, "--device", args.device, "--busy", *["--quick"] * args.quick]
+    others = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    try:
+        for process in others:
+            while "at work" not in process.stdout.readline():
+                if process.poll() is not None:
+                    raise RuntimeError("a process beside it ended")
+        return online_rate(10, args)
+    finally:
+        for process in others:
+            process.kill()
+
+
+def work(args: Args) -> None:
+    """Says that it is at work once its update is compiled; ends when it is killed."""
+    training, collector = start_online(10, args)
+    for count in itertools.count():
+        collector.act()
+        training.loop(1)
+        collector.step()
+        if count == 4:
+            print("at work", flush=True)
 
 
 def serve(pipe, count: int) -> None:
@@ -348,6 +372,8 @@ def main(args: Args) -> None:
     torch.set_float32_matmul_precision("high")
     if args.script:
         return check_script(args.script, args)
+    if args.busy:
+        return work(args)
     table, parts = Table(args), [check, speed, online, workers, variants, growth, profile]
     for part in parts:
         if not args.only or part.__name__ in args.only:

@@ -323,9 +323,9 @@ def ours(args: Args, compile: str, layer_norm: bool, rows: np.ndarray, obs_dim: 
         offline(1, 10 if args.device == "cuda" else 1)
 
     def online_step() -> None:
-        action = collector.act()
+        collector.act()
         online(1, args.updates_per_step)
-        collector.step(action)
+        collector.step()
 
     return updates, online_step
 
