@@ -20,7 +20,7 @@ Quantities are taken per seed and averaged over seeds; nan: does not apply; _low
     auc         trapezoid area under the online scores divided by their length in env steps: a mean score
     reach_steps, reach_minutes: until the mean over seeds is at or above --reach, online; inf: never
 For two runs of an environment with three seeds or more, the one with the higher last_five first:
-    p_higher    P(X > Y) + P(X = Y) / 2 of their seeds by last_five (probability of improvement, Agarwal 2021)
+    p_higher    P(X > Y) + P(X = Y) / 2 by last_five: probability of improvement (Agarwal et al. 2021)
     final_difference, ...: first minus second, seed by seed, if both start from the same checkpoints
 """
 
