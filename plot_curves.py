@@ -1,24 +1,27 @@
 """Overlay the learning curves of all runs in a folder, and print the table that goes with them.
 
 Reads    <runs>/<env>/<run>/seed<k>/{config.json, eval.csv}, and metrics.csv with --metric
-Writes   <out>.png and <out>.svg, one panel per environment; without --metric also the table as <out>.csv
+Writes   <out>.png, <out>.svg; without --metric also the tables: <out>.csv, <out>-pairs.csv (run against run)
 Run      python plot_curves.py runs/ --rename 'SAC finetuned, Q-filter 25=with the Q-filter'
 
 A score is the mean over an evaluation's episodes: undiscounted return, or percent with --y score. A line is
 the mean over the seeds that have the step, the band its 95% percentile bootstrap interval (of two or three
-seeds lowest to highest); dotted is the last score of a run without an online phase.
+seeds lowest to highest). Minutes are those of the run's own process; seeds that train together share them.
 
-The quantities of the table are taken per seed, and averaged over seeds; nan where one does not apply.
-    offline     score of the policy that starts the online phase; without an online phase the last score
-    final       last score, never the best one, also of a seed that stopped early; final_low, final_high: its
-                interval; iqm: instead of the mean the 25% trimmed one, interquartile (Agarwal et al. 2021)
-    last_five   mean of the last five scores of the phase; delta: final - offline
-    drop        max(0, max_t(offline - score_t)): even without a real fall small ones are seen, from noise
+Quantities are taken per seed and averaged over seeds; nan: does not apply; _low and _high: 95% interval.
+    start       score of the policy that starts the online phase; without an online phase the last score
+    final       last score, never the best one, also of a seed that stopped early; iqm: interquartile mean
+    last_five   mean of the last five scores of the phase; delta: final - start
+    drop        max(0, max_t(start - score_t)): even without a real fall small ones are seen, from noise
     recovery    length in env steps of the excursion that holds the deepest evaluation: from the last one
-                before it at or above the offline score, to the first one after it that is at or above again
-                and whose mean with the next two is so too: one lucky evaluation is no recovery. 0: never
-                below, inf: not recovered. The median over seeds; `recovered` counts those that are not inf
+                before it at or above start, to the first one after it that is at or above again and whose
+                mean with the next two is so too: one lucky evaluation is no recovery. 0: never below,
+                inf: not recovered. The median over seeds; `recovered` counts those that are not inf
     auc         trapezoid area under the online scores divided by their length in env steps: a mean score
+    reach_steps, reach_minutes: until the mean over seeds is at or above --reach, online; inf: never
+For two runs of an environment with three seeds or more, the one with the higher last_five first:
+    p_higher    P(X > Y) + P(X = Y) / 2 by last_five: probability of improvement (Agarwal et al. 2021)
+    final_difference, ...: first minus second, seed by seed, if both start from the same checkpoints
 """
 
 import csv
@@ -30,6 +33,8 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
+from itertools import combinations, cycle, product
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -42,12 +47,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from scipy.stats import bootstrap, trim_mean
 
-# Okabe & Ito's colour-blind-safe palette, https://jfly.uni-koeln.de/color/, its pale yellow left out
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe & Ito's colour-blind-safe palette, https://jfly.uni-koeln.de/color/, yellow replaced by dark ones
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLORS += ("#332288", "#8B4513", "#7A0019", "#000000")
 LINE_STYLES = ("-", "-.", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))  # the next one once the colours are used up
-QUANTITIES = ("offline", "final", "final_low", "final_high", "iqm", "last_five", "delta", "drop")
-QUANTITIES += ("recovery", "recovered", "auc")
-PRINTED = ("offline", "final", "final_low", "final_high", "drop", "recovery", "recovered", "auc")
+QUANTITIES = ("start", "final", "final_low", "final_high", "iqm", "iqm_low", "iqm_high", "last_five")
+QUANTITIES += ("last_five_low", "last_five_high", "delta", "drop", "recovery", "recovered", "auc")
+QUANTITIES += ("reach_steps", "reach_minutes")
+PRINTED = ("seeds", "start", "final", "last_five", "drop", "recovery", "recovered", "auc")
+PRINTED_PAIRS = ("p_higher", "last_five_difference", "final_difference", "auc_difference")
+DECIMALS = {"reach_minutes": 1, "p_higher": 2}  # the others are printed as whole numbers
+interquartile_mean = partial(trim_mean, proportiontocut=0.25)
+X_LABELS = {"online": "online env steps", "offline": "offline gradient updates"}
+X_LABELS |= {"total": "offline gradient updates + online env steps"}
+X_LABELS |= {"minutes": "wall-clock minutes of the run itself, without a pretraining run before it"}
 METHODS = {"td3_bc": "TD3+BC", "td3_c": "TD3-C", "cql_sac": "CQL", "o3f_select": "O3F (LAPO)"}
 TREATMENTS = {  # options named wherever they are on; the others where they set runs of one method apart
     "online_only": "online rows only",
@@ -71,9 +84,11 @@ class Args:
     name, a part of one or a quoted glob ('*filter 25'); these and `--rename` may be repeated."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),)  # folders to search for runs
-    x: Literal["online", "total"] = "online"  # online env steps, or offline gradient updates + env steps
+    x: Literal["online", "total", "minutes"] = "online"  # env steps, after offline updates, or wall clock
     y: Literal["return", "score"] = "return"  # undiscounted return, or normalised score in percent
     metric: str = ""  # plot this name from metrics.csv instead, without a table
+    reach: float | None = None  # tabulate steps and minutes until the mean over seeds is at or above this
+    split: bool = False  # a panel per run, in colour, with the others of its environment in grey
     env: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # only these environments
     label: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # only these runs, by label or name of the folder
     rename: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # OLD=NEW label; OLD is a label or a run's folder
@@ -81,14 +96,15 @@ class Args:
 
 
 class Curve:
-    """The seeds of one run. `series[i][phase]` is {gradient update (offline) or env step (online): value}."""
+    """The seeds of one run. `series[i][phase]` is {gradient update (offline) or env step (online): value},
+    `minutes[i][phase]` has the same steps, and `seeds[name]` is what summarise_seed says of a seed."""
 
-    def __init__(self, env, run, seeds):
-        configs, self.series = zip(*seeds, strict=True)
+    def __init__(self, env, run, seeds, reach):
+        configs, self.series, self.minutes = zip(*seeds.values(), strict=True)
+        self.seeds = {name: summarise_seed(seeds[name][1]) for name in sorted(seeds)}
         self.env, self.run, self.config, self.num_seeds = env, run, configs[0], len(seeds)
         self.online = any("online" in series for series in self.series)
-        finished = all(config["status"] == "finished" for config in configs)
-        self.status = "finished" if finished else "unfinished"
+        self.status = "finished" if {config["status"] for config in configs} == {"finished"} else "unfinished"
         checkpoint = self.config["checkpoint"]
         self.offset = checkpoint.get("gradient_step") or self.config["args"].get("offline_steps") or 0
         paths = {config["checkpoint"].get("path") for config in configs}
@@ -98,7 +114,7 @@ class Curve:
         if checkpoint and starts == 1 < len(seeds):
             self.options["one_start"] = "yes"
         self.method = method_words(self.config)
-        self.row = summarise(self)
+        self.row = summarise(self, reach)
 
 
 def fail(message: str) -> NoReturn:
@@ -128,8 +144,8 @@ def read_config(path):
 
 
 def read_series(folder, config, args):
-    """{phase: {step: mean over its episodes}} of one seed, or over its rows called `args.metric`.
-    Half a line and half an evaluation at the end, left by a killed run, do not count."""
+    """{phase: {step: mean over its episodes}} of one seed, or over its rows called `args.metric`, and the
+    same of its minutes. Half a line and half an evaluation at the end, left by a killed run, do not count."""
     file, column, low, high = "eval.csv", "return", 0, 100
     if args.metric:
         file, column = "metrics.csv", "value"
@@ -138,20 +154,23 @@ def read_series(folder, config, args):
     elif args.y == "score":
         low, high = config.get("scores") or (math.nan, math.nan)
     text = (folder / file).read_text(errors="replace") if (folder / file).is_file() else ""
-    values, series = {"offline": {}, "online": {}}, {}
+    values, series, minutes = {"offline": {}, "online": {}}, {}, {}
     for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):
         if row.get("name", "") == args.metric and row.get(column):
             step = int(row["env_step"] if row["phase"] == "online" else row["gradient_step"])
             value = 100 * (float(row[column]) - low) / (high - low)
             if math.isfinite(value):
-                values[row["phase"]].setdefault(step, {})[row.get("episode")] = value
+                pair = value, float(row.get("seconds") or math.nan) / 60
+                values[row["phase"]].setdefault(step, {})[row.get("episode")] = pair
     for phase, episodes in values.items():
         steps = sorted(episodes)
         if len(steps) > 1 and len(episodes[steps[-1]]) < len(episodes[steps[-2]]):
             steps.pop()
         if steps:
-            series[phase] = {step: np.mean(list(episodes[step].values())) for step in steps}
-    return series
+            means = np.array([np.mean(list(episodes[step].values()), axis=0) for step in steps])  # (T, 2)
+            series[phase] = dict(zip(steps, means[:, 0], strict=True))
+            minutes[phase] = dict(zip(steps, means[:, 1], strict=True))
+    return series, minutes
 
 
 def find_curves(args):
@@ -164,17 +183,17 @@ def find_curves(args):
         folders.update(path for path in paths if re.fullmatch(r"seed\d+", path.name))
     for folder in sorted(folders):
         config = read_config(folder / "config.json")
-        series = read_series(folder, config, args) if config else {}
+        series, minutes = read_series(folder, config, args) if config else ({}, {})
         if not series:
             print(f"skipped {folder}: it has no {args.metric or args.y}, or no whole config.json")
             continue
         seeds = runs.setdefault((config["env"], folder.parent.name, config["format"]), {})
         if folder.name in seeds:
             fail(f"runs: {folder} lies in two of the folders; give one of them, or rename one")
-        seeds[folder.name] = config, series
+        seeds[folder.name] = config, series, minutes
     if not runs:
         fail(f"runs: no <env>/<run>/seed<k> folder in there has a {args.metric or args.y} to draw")
-    return [Curve(env, run, list(runs[env, run, house].values())) for env, run, house in sorted(runs)]
+    return [Curve(env, run, runs[env, run, house], args.reach) for env, run, house in sorted(runs)]
 
 
 def method_words(config):
@@ -252,22 +271,34 @@ def choose_curves(curves, args):
         if not new or not any(old in (curve.label, curve.run) for curve in curves):
             fail(f"--rename {old}={new}: write OLD=NEW, OLD one of: {', '.join(c.label for c in curves)}")
     for curve in curves:
-        curve.label = new_labels.get(curve.label, new_labels.get(curve.run, curve.label))
+        curve.label = curve.row["label"] = new_labels.get(curve.label, new_labels.get(curve.run, curve.label))
     if len({(curve.env, curve.label) for curve in curves}) < len(curves):
         fail("--rename: two runs would have one label")
     curves.sort(key=lambda curve: (curve.env, curve.label))
+    pretrained = {curve.label for curve in curves if not curve.online}
     labels = list(dict.fromkeys(curve.label for curve in curves))
+    if len(pretrained) == 1 < len(labels):
+        labels.remove(*pretrained)  # it gets dark grey: the others start from it
+    looks = dict(zip(labels, cycle(product(LINE_STYLES, COLORS)), strict=False))
     for curve in curves:
-        turn, color = divmod(labels.index(curve.label), len(COLORS))
-        curve.color, curve.style = COLORS[color], LINE_STYLES[turn % len(LINE_STYLES)]
+        curve.style, curve.color = looks.get(curve.label, ("-", "0.35"))
+        curve.title = f"{curve.label}, {curve.num_seeds} seed" + "s" * (curve.num_seeds > 1)
+        curve.title += ", unfinished" * (curve.status == "unfinished")
+        online = any(other.online for other in curves if other.env == curve.env)
+        curve.x_axis = args.x if online or args.x == "minutes" else "offline"
     return curves
 
 
-def bootstrap_interval(values):
-    """95% percentile bootstrap interval (low, high) of the mean of values (n,); NaN for fewer than two."""
-    if len(values) < 2:
+def probability_of_improvement(x, y, axis=-1):
+    """P(X > Y) + P(X = Y) / 2 of x (..., n) and y (..., m), over all n m pairs."""
+    return ((1 + np.sign(x[..., :, None] - y[..., None, :])) / 2).mean((-2, -1))
+
+
+def bootstrap_interval(statistic, *samples):
+    """95% percentile bootstrap interval (low, high) of statistic(*samples), each resampled by itself."""
+    if min(map(len, samples)) < 2:
         return np.nan, np.nan
-    return bootstrap((values,), np.mean, method="percentile", n_resamples=2000, rng=0).confidence_interval
+    return bootstrap(samples, statistic, method="percentile", n_resamples=2000, rng=0).confidence_interval
 
 
 def recovery_steps(steps, scores):
@@ -287,117 +318,181 @@ def summarise_seed(series):
     steps, scores = np.array(list(series[phase].items())).T
     row = {"final": scores[-1], "last_five": scores[-5:].mean()}
     if phase == "offline":
-        return row | {"offline": scores[-1]}
+        return row | {"start": scores[-1]}
     if len(steps) > 1:
         row["auc"] = np.trapezoid(scores, steps) / (steps[-1] - steps[0])
     if steps[0] == 0:
-        row |= {"offline": scores[0], "delta": scores[-1] - scores[0], "drop": scores[0] - scores.min()}
+        row |= {"start": scores[0], "delta": scores[-1] - scores[0], "drop": scores[0] - scores.min()}
         row["recovery"] = recovery_steps(steps, scores)
     return row
 
 
-def summarise(curve):
+def by_step(series, phase):
+    """{step: values of the seeds that have it}."""
+    seeds = [seed[phase] for seed in series if phase in seed]
+    steps = sorted({step for values in seeds for step in values})
+    return {step: np.array([seed[step] for seed in seeds if step in seed]) for step in steps}
+
+
+def estimate(name, statistic, *samples):
+    """{name: statistic(*samples), name_low and name_high: its interval}."""
+    low, high = np.round(bootstrap_interval(statistic, *samples), 4)
+    return {name: round(statistic(*samples), 4), f"{name}_low": low, f"{name}_high": high}
+
+
+def summarise(curve, target):
     """The table's row of a run, {column: value}."""
-    start = "pretrained" if curve.offset else "untrained"
+    began = "pretrained" if curve.offset else "untrained"
     row = {"env": curve.env, "run": curve.run, "label": "", "seeds": curve.num_seeds}
-    row |= {"status": curve.status, "start": start if curve.online else "no online phase"}
+    row |= {"status": curve.status, "began": began if curve.online else "no online phase"}
     row |= dict.fromkeys(QUANTITIES, math.nan)
-    seeds = [summarise_seed(series) for series in curve.series]
+    seeds = curve.seeds.values()
     for key in {key for seed in seeds for key in seed}:
         values = np.array([seed[key] for seed in seeds if key in seed])
         row[key] = round(np.median(values) if key == "recovery" else values.mean(), 4)
+        if key in ("final", "last_five"):
+            row |= estimate(key, np.mean, values)
         if key == "final":
-            row["final_low"], row["final_high"] = np.round(bootstrap_interval(values), 4)
-            row["iqm"] = round(trim_mean(values, 0.25), 4)
+            row |= estimate("iqm", interquartile_mean, values)
         if key == "recovery":
             row["recovered"] = np.isfinite(values).sum()
+    if target is not None and curve.online:
+        line, minutes = (by_step(series, "online") for series in (curve.series, curve.minutes))
+        reached = [step for step, scores in line.items() if scores.mean() >= target]
+        row["reach_steps"] = reached[0] if reached else math.inf
+        row["reach_minutes"] = round(minutes[reached[0]].mean(), 4) if reached else math.inf
     return row
 
 
-def draw_curve(ax, curve, total, faint):
-    """Mean and band of the phases on the x axis, or a dotted line at the last score."""
-    name = f"{curve.label}, {curve.num_seeds} seed" + "s" * (curve.num_seeds > 1)
-    name += ", unfinished" * (curve.status == "unfinished")
-    look = {"color": curve.color, "lw": 1.2 if faint else 1.8}
-    if not total and not curve.online:
-        ax.axhline(curve.row["final"], **look, ls=":", label=f"{name}: last score")
+def compare(*pair):
+    """The row of a pair of runs, {column: value}, as defined at the top."""
+    second, first = sorted(pair, key=lambda curve: curve.row["last_five"])
+    paired = first.online and first.start == second.start and first.seeds.keys() == second.seeds.keys()
+    row = {"env": first.env, "first": first.label, "second": second.label}
+    for key in ("last_five", "final", "auc"):
+        x = np.array([seed.get(key, math.nan) for seed in first.seeds.values()])
+        y = np.array([seed.get(key, math.nan) for seed in second.seeds.values()])
+        if key == "last_five":
+            row |= estimate("p_higher", probability_of_improvement, x, y)
+        row |= estimate(f"{key}_difference", np.mean, x - y if paired else np.array([math.nan]))
+    return row
+
+
+def draw_curve(ax, curve, band, **look):
+    """Mean, and band of that opacity, of the phases on the x axis, or a dotted line at the last score."""
+    if curve.x_axis == "online" and not curve.online:
+        ax.axhline(curve.row["final"], **look | {"ls": ":", "label": look["label"] + ": last score"})
         return
-    for phase in ("offline", "online") if total else ("online",):
-        seeds = [series[phase] for series in curve.series if phase in series]
-        steps = sorted({step for values in seeds for step in values})
-        values = [np.array([seed[step] for seed in seeds if step in seed]) for step in steps]
-        if steps:
-            x = np.array(steps) + curve.offset * (total and phase == "online")
-            low, high = np.transpose([bootstrap_interval(scores) for scores in values])
-            marker = "." if len(x) == 1 else None
-            ax.plot(x, list(map(np.mean, values)), **look, ls=curve.style, marker=marker, label=name)
-            ax.fill_between(x, low, high, color=curve.color, alpha=0.06 if faint else 0.16, lw=0, zorder=1)
+    for phase in ("online",) if curve.x_axis == "online" else ("offline", "online"):
+        values = by_step(curve.series, phase)
+        x = np.array([*values]) + curve.offset * (curve.x_axis == "total" and phase == "online")
+        if curve.x_axis == "minutes":
+            x = [minutes.mean() for minutes in by_step(curve.minutes, phase).values()]
+        if values:
+            marker = "." * (len(values) == 1)  # a line of one point would not be seen
+            ax.plot(x, [scores.mean() for scores in values.values()], **look, marker=marker)
+        if values and band:
+            low, high = np.transpose([bootstrap_interval(np.mean, scores) for scores in values.values()])
+            ax.fill_between(x, low, high, color=curve.color, alpha=band, lw=0, zorder=1)
 
 
-def draw_panel(ax, curves, args):
-    """One environment; pretrained scores once each. Without an online phase x counts gradient updates."""
-    online = any(curve.online for curve in curves)
-    total = args.x == "total" or not online
+def draw_panel(ax, curves, args, front, width):
+    """One environment; with --split `front` is the run in colour. Texts have lines of `width` characters."""
+    x_axis = curves[0].x_axis
+    lw, band = (1.2, 0.06) if len(curves) > 4 and not front else (1.8, 0.16)
     for curve in curves:
-        draw_curve(ax, curve, total, faint=len(curves) > 4)
+        look = {"color": curve.color, "ls": curve.style, "lw": lw, "label": curve.title}
+        behind = front not in (None, curve) and (curve.online or x_axis != "online")
+        if behind:
+            look |= {"ls": "-", "label": "the other runs", "color": "0.75", "lw": 0.8, "zorder": 1}
+        elif curve is front:
+            look |= {"ls": "-", "label": "_"}  # the panel's title names it
+        draw_curve(ax, curve, 0 if behind else band, **look)
     grey = {"color": "0.4", "lw": 1.0, "zorder": 1.5}
-    drawn = {(curve.run, curve.num_seeds) for curve in curves if not total and not curve.online}
+    drawn = {(curve.run, curve.num_seeds) for curve in curves if x_axis == "online" and not curve.online}
     starts = {curve.start: curve for curve in reversed(curves) if curve.online and curve.offset}
     for (run, _, num_starts), curve in starts.items():
-        if not args.metric and (run, num_starts) not in drawn and not np.isnan(curve.row["offline"]):
-            ax.axhline(curve.row["offline"], **grey, ls="--", label="pretrained score")
-        if total:
+        if not args.metric and (run, num_starts) not in drawn and not np.isnan(curve.row["start"]):
+            ax.axhline(curve.row["start"], **grey, ls="--", label="pretrained score")
+        if x_axis == "total":
             ax.axvline(curve.offset, **grey, ls="-.", label="online phase starts")
     y_label = "normalised score (%)" if args.y == "score" else "evaluation return"
-    x_label = "offline gradient updates" * total + " + " * (total and online) + "online env steps" * online
     datasets = {curve.options["dataset"] for curve in curves} - {""}
     title = f"{curves[0].env}, {datasets.pop()} data" if len(datasets) == 1 else curves[0].env
-    ax.set(title=textwrap.fill(title, 46), xlabel=x_label, ylabel=args.metric or y_label)
+    ax.set_title(textwrap.fill(front.title if front else title, width))
+    ax.set_xlabel(textwrap.fill(f"{curves[0].env}: " * bool(front) + X_LABELS[x_axis], width))
+    ax.set_ylabel((args.metric or y_label) * ax.get_subplotspec().is_first_col())
     ax.xaxis.set_major_formatter(short)
     ax.grid(color="0.92", lw=0.6)
 
 
 def make_figure(curves, args):
-    """One panel per environment, and one legend below them all, where it covers nothing."""
-    envs = list(dict.fromkeys(curve.env for curve in curves))
-    num_columns = min(2, len(envs))
-    num_rows = math.ceil(len(envs) / num_columns)
+    """A panel per environment or, with --split, per line; one legend below them, where it covers nothing."""
+    groups = {curve.env: [other for other in curves if other.env == curve.env] for curve in curves}
+    panels = [(env, None) for env in groups]
+    if args.split:
+        panels = [(curve.env, curve) for curve in curves if curve.online or curve.x_axis != "online"]
+    num_columns = min(3 if args.split else 2, len(panels))
+    num_rows = math.ceil(len(panels) / num_columns)
     figure = Figure(layout="constrained")
-    handles = {}
-    for i, env in enumerate(envs):
-        ax = figure.add_subplot(num_rows, num_columns, i + 1)
-        draw_panel(ax, [curve for curve in curves if curve.env == env], args)
-        handles |= {handle.get_label(): handle for handle in ax.get_legend_handles_labels()[0]}
+    handles, axes = {}, {}
+    for i, (env, front) in enumerate(panels):
+        shared = {"sharex": axes.get(env), "sharey": axes.get(env)}
+        axes[env] = figure.add_subplot(num_rows, num_columns, i + 1, **shared)
+        draw_panel(axes[env], groups[env], args, front, width=90 // num_columns)
+        handles |= {line.get_label(): line for line in axes[env].get_legend_handles_labels()[0]}
     if max(curve.num_seeds for curve in curves) > 1:
         handles["95% bootstrap interval over seeds"] = Patch(color="0.45", alpha=0.3, lw=0)
     labels = [textwrap.fill(label, 95) for label in handles]
-    figure.legend(handles.values(), labels, loc="outside lower center", frameon=False, fontsize=9)
-    figure.set_size_inches(7.2 if num_columns == 1 else 9.6, 4.2 * num_rows + 0.2 * len(labels))
+    figure.legend(handles.values(), labels, loc="outside lower center", frameon=False)
+    figure.set_size_inches(7.2, (4.2, 3.2, 2.6)[num_columns - 1] * num_rows + 0.2 * len(labels))
     return figure
 
 
+def cell(row, key):
+    """'1774 (1224 to 2289)', without brackets where there is no interval; '-' where it does not apply."""
+    if isinstance(row[key], str):
+        return row[key]
+    numbers = [row.get(key + end, math.nan) for end in ("", "_low", "_high")]
+    value, low, high = (f"{number:.{DECIMALS.get(key, 0)}f}" for number in numbers)
+    return (value if low == "nan" else f"{value} ({low} to {high})").replace("nan", "-")
+
+
+def print_table(rows, columns):
+    """Columns end at the right, the last one begins at the left."""
+    lines = [columns, *([cell(row, key) for key in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for *cells, last in lines:
+        aligned = [text.rjust(width) for text, width in zip(cells, widths, strict=False)]
+        print("  ".join([*aligned, last]))
+
+
 def main(args):
+    if args.metric and (args.x == "minutes" or args.reach is not None):
+        fail("--metric: metrics.csv has no minutes and makes no table; leave out --x minutes and --reach")
     curves = choose_curves(find_curves(args), args)
     prefix = Path(args.out or args.runs[0] / "-".join(["curves", *re.findall(r"\w+", args.metric)]))
-    figure = make_figure(curves, args)
+    many = [curve for curve in curves if curve.num_seeds >= 3]
+    pairs = [compare(one, other) for one, other in combinations(many, 2) if one.env == other.env]
+    tables = {".csv": [curve.row for curve in curves], "-pairs.csv": pairs}
+    tables = {suffix: rows for suffix, rows in tables.items() if rows and not args.metric}
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context({"svg.hashsalt": "curves"}):
+        with matplotlib.rc_context({"svg.hashsalt": "curves", "font.size": 9, "axes.titlesize": 9}):
+            figure = make_figure(curves, args)
             figure.savefig(f"{prefix}.png", dpi=150)
             figure.savefig(f"{prefix}.svg", metadata={"Date": None})
-        if not args.metric:
-            rows = [curve.row | {"label": curve.label} for curve in curves]
-            with open(f"{prefix}.csv", "w", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerows([rows[0], *(row.values() for row in rows)])
+        for suffix, rows in tables.items():
+            with open(f"{prefix}{suffix}", "w", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([rows[0], *(row.values() for row in rows)])
     except OSError as error:
         fail(f"--out {prefix}: {error.strerror or error}; name a path that can be written")
     if not args.metric:
-        print("seeds " + " ".join(f"{name:>10}" for name in PRINTED))
-        for row in rows:
-            cells = " ".join(f"{row[name]:10.0f}" for name in PRINTED).replace("nan", "  -")
-            print(f"{row['seeds']:5} {cells}  {row['env']}: {row['label']}, {row['status']}")
-    print(f"wrote {prefix}.png and .svg")
+        reached = ("reach_steps", "reach_minutes") * (args.reach is not None)
+        print_table(tables[".csv"], (*PRINTED, *reached, "status", "env", "label"))
+    if "-pairs.csv" in tables and len(pairs) <= 15:  # of six runs
+        print_table(pairs, (*PRINTED_PAIRS, "env", "first", "second"))
+    print(f"wrote {', '.join([f'{prefix}.png', '.svg', *tables])}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ Run, before and after finetuning:
 
 import csv
 import importlib
+import json
 import math
 import os
 import subprocess
@@ -111,6 +112,14 @@ class Policy:
     def steps(self) -> str:
         online = f", {self.env_step:,} online steps" if self.phase == "online" else ""
         return f"{self.gradient_step:,} updates{online}"
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether config.json beside the checkpoint says so; a checkpoint copied alone cannot tell."""
+        try:
+            return json.loads(self.path.with_name("config.json").read_text())["status"] != "finished"
+        except (OSError, ValueError, TypeError, KeyError):
+            return False
 
     def normalise(self, returns: float) -> float:
         """Percent between the reference returns; NaN where there are none."""
@@ -308,7 +317,9 @@ def print_scores(groups: list[list[Policy]], args: Args) -> None:
     print(f"{groups[0][0].env}: {about}; cut: ended by the clock")
     lines = [["", "mean", "95% interval", "median", "min", "max", "length", "score", "cut"]]
     for group in groups:
-        print(f"{group[0].group}  {group[0].run}, {group[0].steps}")
+        unfinished = ", ".join(f"seed {policy.seed}" for policy in group if policy.unfinished)
+        mark = f"; unfinished: {unfinished}" * bool(unfinished)
+        print(f"{group[0].group}  {group[0].run}, {group[0].steps}{mark}")
         for policy in group:
             returns, lengths, cut = policy.scores
             numbers = [np.median(returns), returns.min(), returns.max(), lengths.mean()]

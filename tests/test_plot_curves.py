@@ -18,7 +18,7 @@ PRETRAINED = {"script": "offline_pretrain_sac", "run": "pretraining", "gradient_
 
 
 def write_seed(runs, run, number, rows, script="online_finetune_sac", env="Hopper-v4", args=(), **config):
-    """A seed of the second house; `rows` are (phase, gradient_step, env_step, mean of two episodes)."""
+    """Seed k takes k minutes a row; `rows` are (phase, gradient_step, env_step, mean of two episodes)."""
     folder = runs / env / run / f"seed{number}"
     folder.mkdir(parents=True)
     steps = {phase + "_steps": 4000 for phase in {row[0] for row in rows}}
@@ -28,8 +28,9 @@ def write_seed(runs, run, number, rows, script="online_finetune_sac", env="Hoppe
     base["checkpoint"] = PRETRAINED | {"path": "pretraining/seed1", "starts": 3} if finetunes else None
     (folder / "config.json").write_text(json.dumps(base | config))
     lines = ["phase,gradient_step,env_step,episode,return,length,seconds"]
-    for phase, gradient_step, env_step, score in rows:
-        lines += [f"{phase},{gradient_step},{env_step},{i},{score + 20 * i - 10},9,1" for i in (0, 1)]
+    for turn, (phase, gradient_step, env_step, score) in enumerate(rows):
+        moment, seconds = f"{phase},{gradient_step},{env_step}", 60 * number * turn
+        lines += [f"{moment},{i},{score + 20 * i - 10},9,{seconds}" for i in (0, 1)]
     (folder / "eval.csv").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -63,22 +64,30 @@ def lines_of(ax, style="-"):
     return [(list(x), list(y)) for x, y in (li.get_data() for li in ax.lines if li.get_linestyle() == style)]
 
 
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def plot(*runs, **options):
     """Rows of curves.csv by label."""
     plot_curves.main(Args(runs=runs, **options))
-    with open(runs[0] / "curves.csv", newline="") as file:
-        return {row["label"]: row for row in csv.DictReader(file)}
+    return {row["label"]: row for row in table(runs[0] / "curves.csv")}
+
+
+def numbers(row, *keys):
+    return [float(row[key]) for key in keys]
 
 
 def test_every_quantity_of_one_seed(tmp_path, capsys):
     write_seed(tmp_path, "run", 1, online(100, 40, 60, 120, 130, 150), num_seeds=1)
     row = plot(tmp_path)["SAC finetuned"]
-    words = {"env": "Hopper-v4", "run": "run", "seeds": "1", "status": "finished", "start": "pretrained"}
+    words = {"env": "Hopper-v4", "run": "run", "seeds": "1", "status": "finished", "began": "pretrained"}
     assert words.items() <= row.items()
-    expected = {"offline": 100, "final": 150, "last_five": 100, "delta": 50, "drop": 60, "recovery": 3000}
+    expected = {"start": 100, "final": 150, "last_five": 100, "delta": 50, "drop": 60, "recovery": 3000}
     expected |= {"auc": (70 + 50 + 90 + 125 + 140) / 5, "recovered": 1, "iqm": 150}
     assert {key: float(row[key]) for key in expected} == expected
-    assert "   60       3000          1         95  Hopper-v4: SAC finetuned" in capsys.readouterr().out
+    assert "60      3000          1   95  finished  Hopper-v4  SAC finetuned\n" in capsys.readouterr().out
 
 
 def test_quantities_over_seeds(tmp_path):
@@ -88,6 +97,51 @@ def test_quantities_over_seeds(tmp_path):
     expected = {"final": 475, "iqm": 350, "delta": 375, "drop": 50 / 4}
     assert {key: float(row[key]) for key in expected} == expected
     assert 200 < float(row["final_low"]) < 475 < float(row["final_high"]) < 1000
+    assert numbers(row, "iqm_low")[0] < min(350, float(row["final_low"])) and float(row["iqm_high"]) > 350
+    low, mean, high = numbers(row, "last_five_low", "last_five", "last_five_high")
+    assert 350 / 3 < low < mean < high < 1300 / 3 and mean == pytest.approx(700 / 3, abs=1e-4)
+
+
+def test_reach_and_minutes_are_of_the_mean_over_seeds(tmp_path, capsys):
+    write_seed(tmp_path, "run", 1, online(100, 200, 300))
+    write_seed(tmp_path, "run", 2, online(100, 300, 500))  # means 100, 250, 400 after 0, 1.5 and 3 minutes
+    write_seed(tmp_path, "b", 1, offline(10, 700), script="offline_pretrain_sac")
+    for target, expected in ((100, [0, 0]), (250, [1000, 1.5]), (251, [2000, 3]), (401, [math.inf] * 2)):
+        rows = plot(tmp_path, reach=target)
+        assert numbers(rows["SAC finetuned"], "reach_steps", "reach_minutes") == pytest.approx(expected)
+        assert {rows["SAC pretrained"][key] for key in ("reach_steps", "reach_minutes")} == {"nan"}
+    assert "inf            inf  finished" in capsys.readouterr().out
+    assert plot(tmp_path)["SAC finetuned"]["reach_steps"] == "nan"
+    assert "reach_steps" not in capsys.readouterr().out
+    ax = draw(tmp_path, x="minutes")[0]["Hopper-v4"]
+    assert lines_of(ax) == [([0, 1.5, 3], [100, 250, 400]), ([0, 1], [10, 700])]
+    assert ax.get_xlabel() == "wall-clock minutes of the run itself, without a pretraining run before it"
+
+
+def test_probability_of_improvement_and_its_interval_resamples_both_samples():
+    probability = plot_curves.probability_of_improvement
+    assert probability(np.array([1, 2, 3]), np.array([2, 2, 0])) == pytest.approx(6 / 9)  # a tie is a half
+    apart, equal = np.array([0.0, 2.0]), np.array([1.0, 1.0])
+    for x, y in ((apart, equal), (equal, apart)):  # a quarter of the resamples has the lower one only
+        assert (probability(x, y), *plot_curves.bootstrap_interval(probability, x, y)) == (0.5, 0, 1)
+
+
+def test_pairs_are_compared_seed_by_seed_where_they_start_alike(tmp_path, capsys):
+    for seed, gain in ((1, 10), (2, 20), (10, 60)):
+        write_seed(tmp_path, "a", seed, online(100, 100 * seed))
+        write_seed(tmp_path, "b", seed, online(100, 100 * seed + gain))
+        write_seed(tmp_path, "start", seed, online(100, 90), checkpoint=PRETRAINED | {"path": "other"})
+        write_seed(tmp_path, "seeds", seed + 1, online(100, 80))
+        write_seed(tmp_path, f"{seed} has one seed", 1, online(100, 70))
+    plot(tmp_path)
+    assert " 15 (5 to 30) 30 (10 to 60) 15 (5 to 30) Hopper" in " ".join(capsys.readouterr().out.split())
+    rows = {row["first"][-1] + row["second"][15:]: row for row in table(tmp_path / "curves-pairs.csv")}
+    assert {*rows} == {"ba", "bstart", "bseeds", "astart", "aseeds", "tseeds"}  # none with one seed
+    for key, expected in (("final", [30, 10, 60]), ("last_five", [15, 5, 30]), ("auc", [15, 5, 30])):
+        columns = [f"{key}_difference{end}" for end in ("", "_low", "_high")]
+        assert numbers(rows["ba"], *columns) == pytest.approx(expected)  # of three seeds lowest and highest
+        assert np.isnan(numbers(rows["bstart"], *columns) + numbers(rows["bseeds"], *columns)).all()
+    assert float(rows["ba"]["p_higher"]) == pytest.approx(6 / 9, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -119,18 +173,17 @@ def test_scratch_and_offline_runs_have_fewer_quantities(tmp_path):
     write_seed(tmp_path, "b", 1, offline(5, 300, 250), script="iql")
     rows = plot(tmp_path)
     scratch, iql = rows["SAC from scratch"], rows["IQL pretrained"]
-    assert (scratch["start"], float(scratch["offline"])) == ("untrained", 5)
-    assert (iql["start"], float(iql["offline"]), float(iql["final"])) == ("no online phase", 250, 250)
+    assert (scratch["began"], float(scratch["start"])) == ("untrained", 5)
+    assert (iql["began"], float(iql["start"]), float(iql["final"])) == ("no online phase", 250, 250)
     assert {iql[key] for key in ("delta", "drop", "recovery", "auc", "recovered")} == {"nan"}
 
 
 def test_bootstrap_interval_is_about_four_standard_errors_wide():
     values = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
-    low, high = plot_curves.bootstrap_interval(values)
-    assert (low, high) == plot_curves.bootstrap_interval(values)
+    low, high = plot_curves.bootstrap_interval(np.mean, values)
     assert high - low == pytest.approx(3.92 * np.std(values) / np.sqrt(5), rel=0.15)
-    assert np.isnan(plot_curves.bootstrap_interval(values[:1])).all()
-    assert plot_curves.bootstrap_interval(values[:3]) == (1, 4)  # of three, the lowest and the highest
+    assert np.isnan(plot_curves.bootstrap_interval(np.mean, values[:1])).all()
+    assert plot_curves.bootstrap_interval(np.mean, values[:3]) == (1, 4)  # the lowest and the highest
 
 
 def test_normalised_score_of_both_houses(tmp_path):
@@ -180,19 +233,20 @@ def test_unfinished_runs_are_marked_and_empty_ones_left_out(tmp_path, capsys):
     assert mean in lines_of(axes["Hopper-v4"])
 
 
-FIRST_HOUSE = {
-    "td3": "TD3 from scratch|TD3 online|TD3+BC online|TD3+BC pretrained"
+OLD_LABELS = {  # the arms of td3_c.py have their own names
+    "td3/second": "TD3 online|TD3+BC online|TD3+BC pretrained|TD3-C online, epsilon 1e-05",
+    "td3/runs": "TD3 from scratch|TD3 online|TD3+BC online|TD3+BC pretrained"
     "|TD3-C online, epsilon 0.001|TD3-C online, epsilon 1e-05",
-    "cql": "CQL online|CQL online, cql alpha 5 to 0, abrupt|CQL online, cql alpha 5 to 0, linear|CQL pretrained"
+    "cql/runs": "CQL online|CQL online, cql alpha 5 to 0, abrupt|CQL online, cql alpha 5 to 0, linear|CQL pretrained"
     "|SAC finetuned|SAC finetuned, Q-filter 25",
-    "o3f": "O3F (LAPO) online, best of 1|O3F (LAPO) online, best of 100|O3F (LAPO) online, best of 100, policy "
+    "o3f/runs": "O3F (LAPO) online, best of 1|O3F (LAPO) online, best of 100|O3F (LAPO) online, best of 100, policy "
     "updates per step 5|O3F (LAPO) online, best of 100, subset size 5|O3F (LAPO) pretrained",
 }
 
 
-@pytest.mark.parametrize("folder", FIRST_HOUSE)
-def test_labels_of_the_first_house(folder):
-    assert labels_of(RESULTS / folder / "runs") == FIRST_HOUSE[folder].split("|")
+@pytest.mark.parametrize("folder", OLD_LABELS)
+def test_labels_of_runs_in_results(folder):
+    assert labels_of(RESULTS / folder) == OLD_LABELS[folder].split("|")
 
 
 def test_labels_name_treatments_always_and_other_options_where_they_differ(tmp_path):
@@ -206,14 +260,6 @@ def test_labels_name_treatments_always_and_other_options_where_they_differ(tmp_p
     assert {*labels_of(tmp_path)} >= {annealed, f"{annealed}, tau 0.2"}
 
 
-def test_the_arms_of_td3_c_have_their_own_names(tmp_path):
-    arms = {"a": {"epsilon": 1e-5}, "b": {"epsilon": math.inf}, "c": {"epsilon": 1e-5, "alpha": 2.5}}
-    for run, args in arms.items():
-        args = {"alpha": math.inf, "clip_dqda": True} | args
-        write_seed(tmp_path, run, 1, online(1, 2), script="td3_c", args=args, checkpoint=PRETRAINED)
-    assert labels_of(tmp_path) == ["TD3 online", "TD3+BC online", "TD3-C online, epsilon 1e-05"]
-
-
 def test_labels_tell_equal_runs_apart_and_seeds_that_start_alike(tmp_path):
     for run in ("a", "b"):
         write_seed(tmp_path, run, 1, online(1, 2), args={"seed": 1})
@@ -225,10 +271,7 @@ def test_labels_tell_equal_runs_apart_and_seeds_that_start_alike(tmp_path):
     assert draw(tmp_path / "one")[1][0] == "SAC finetuned, from one start, 2 seeds"
     for run, steps in (("c", 9000), ("d", 50_000)):
         write_seed(tmp_path / "c", run, 1, offline(1, 2), script="iql", args={"offline_steps": steps})
-    assert labels_of(tmp_path / "c") == [
-        "IQL pretrained, offline steps 50k",
-        "IQL pretrained, offline steps 9k",
-    ]
+    assert labels_of(tmp_path / "c") == [f"IQL pretrained, offline steps {steps}k" for steps in (50, 9)]
 
 
 def test_offline_runs_alone_are_drawn_over_their_updates_and_data_stand_in_the_title(tmp_path):
@@ -293,6 +336,33 @@ def test_one_panel_per_environment_one_colour_per_label_and_a_band_with_several_
     assert heights[1] == 7 and not heights[0] > 0
 
 
+def test_a_pretrained_run_is_grey_beside_its_finetunings_and_thirty_others_look_different(tmp_path):
+    write_seed(tmp_path, "pretraining", 1, offline(1, 2), script="offline_pretrain_sac")
+    for i in range(30):
+        write_seed(tmp_path, f"run{i}", 1, online(1, 2), args={"tau": 1 / (i + 2)})
+    *finetuned, pretrained = curves_of(tmp_path)
+    assert (pretrained.label, pretrained.color) == ("SAC pretrained", "0.35")
+    assert len({(c.color, c.style) for c in finetuned}) == 30 == 3 * len({c.color for c in finetuned})
+    write_seed(tmp_path, "iql", 1, offline(1, 2), script="iql")
+    assert "0.35" not in {curve.color for curve in curves_of(tmp_path)}
+
+
+def test_split_shows_each_line_in_colour_before_the_others_in_grey(tmp_path):
+    write_seed(tmp_path, "pretraining", 1, offline(10, 80), script="iql", num_seeds=1)
+    scores = 120, 90, 70, 500
+    for i, score in enumerate(scores):
+        write_seed(tmp_path, f"run{i}", 1, online(80, score), script="sac_scratch", args={"tau": i + 1})
+    curves = curves_of(tmp_path)[1:]
+    figure = plot_curves.make_figure(curves_of(tmp_path), Args(runs=(tmp_path,), split=True))
+    assert [ax.get_title().replace("\n", " ") for ax in figure.axes] == [curve.title for curve in curves]
+    for ax, curve, score in zip(figure.axes, curves, scores, strict=True):
+        colors = {line.get_ydata()[1]: line.get_color() for line in ax.lines}
+        assert colors == dict.fromkeys(scores, "0.75") | {score: curve.color, 80: "0.35"}
+        assert ax.get_shared_y_axes().joined(ax, figure.axes[0]) and ax.get_gridspec().ncols == 3
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {*legend} == {"the other runs", "IQL pretrained, 1 seed: last score"}
+
+
 def test_metric_is_drawn_without_a_table(tmp_path, capsys):
     rows = offline(10, 90) + online(100, 200, start=10_000)
     folder = write_seed(tmp_path, "a", 1, rows, script="iql", args={"offline_steps": 10_000})
@@ -327,6 +397,7 @@ BAD = {
     "plain --y score": "has a score to draw",
     "runs --rename iql=IQL": "--rename iql=IQL: write OLD=NEW, OLD one of: SAC finetuned",
     "pair --rename a=x b=x": "--rename: two runs would have one label",
+    "runs --metric q --x minutes": "--metric: metrics.csv has no minutes",
     "runs --out file.txt/curves": "--out file.txt/curves: ",
 }
 

@@ -204,6 +204,15 @@ def test_one_policy_is_the_counterpart_of_all_and_a_missing_one_is_told(runs, wa
     assert "B seed 2 - A seed 2: +0.0 (-)" in text and "B - A: 1 of 2 seeds are not among those of A" in text
 
 
+def test_unfinished_runs_are_marked(runs, watch):
+    for seed, status in ((1, "finished"), (2, "interrupted"), (3, "running")):
+        config = new_checkpoint("offline_pretrain_sac", Path("run"), seed).with_name("config.json")
+        config.write_text(f'{{"status": "{status}"}}')
+    new_checkpoint("offline_pretrain_sac", Path("half")).with_name("config.json").write_text('{"status": ')
+    text = watch("run half --episodes 1")
+    assert "A  run, 4 updates; unfinished: seed 2, seed 3\nB  half, 4 updates\n" in text
+
+
 def test_episodes_cut_by_the_clock_are_counted_and_there_may_be_no_score(runs, watch):
     text = watch(runs["toy"], "--env toy_env:Toy-v0 --episodes 12 --out episodes.csv")
     rows = table("episodes.csv")
