@@ -87,6 +87,7 @@ class Args:
     x: Literal["online", "total", "minutes"] = "online"  # env steps, after offline updates, or wall clock
     y: Literal["return", "score"] = "return"  # undiscounted return, or normalised score in percent
     metric: str = ""  # plot this name from metrics.csv instead, without a table
+    until: float = math.inf  # leave out what is after this online env step: runs of different lengths compare
     reach: float | None = None  # tabulate steps and minutes until the mean over seeds is at or above this
     split: bool = False  # a panel per run, in colour, with the others of its environment in grey
     env: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # only these environments
@@ -166,6 +167,8 @@ def read_series(folder, config, args):
         steps = sorted(episodes)
         if len(steps) > 1 and len(episodes[steps[-1]]) < len(episodes[steps[-2]]):
             steps.pop()
+        if phase == "online":
+            steps = [step for step in steps if step <= args.until]
         if steps:
             means = np.array([np.mean(list(episodes[step].values()), axis=0) for step in steps])  # (T, 2)
             series[phase] = dict(zip(steps, means[:, 0], strict=True))
@@ -412,10 +415,10 @@ def draw_panel(ax, curves, args, front, width):
     drawn = {(curve.run, curve.num_seeds) for curve in curves if x_axis == "online" and not curve.online}
     starts = {curve.start: curve for curve in reversed(curves) if curve.online and curve.offset}
     for (run, _, num_starts), curve in starts.items():
-        if not args.metric and (run, num_starts) not in drawn and not np.isnan(curve.row["start"]):
-            ax.axhline(curve.row["start"], **grey, ls="--", label="pretrained score")
         if x_axis == "total":
             ax.axvline(curve.offset, **grey, ls="-.", label="online phase starts")
+        elif not args.metric and (run, num_starts) not in drawn and not np.isnan(curve.row["start"]):
+            ax.axhline(curve.row["start"], **grey, ls="--", label="pretrained score")
     y_label = "normalised score (%)" if args.y == "score" else "evaluation return"
     datasets = {curve.options["dataset"] for curve in curves} - {""}
     title = f"{curves[0].env}, {datasets.pop()} data" if len(datasets) == 1 else curves[0].env

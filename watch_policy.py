@@ -491,4 +491,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # no link in tyro's box
     main(tyro.cli(Args, description=__doc__.split("\n\n")[0]))

@@ -102,6 +102,13 @@ def test_quantities_over_seeds(tmp_path):
     assert 350 / 3 < low < mean < high < 1300 / 3 and mean == pytest.approx(700 / 3, abs=1e-4)
 
 
+def test_until_cuts_the_online_phase(tmp_path):
+    write_seed(tmp_path, "run", 1, online(100, 40, 60, 120, 130, 150), num_seeds=1)
+    row = plot(tmp_path, until=2000)["SAC finetuned"]
+    assert numbers(row, "start", "final", "auc", "drop") == [100, 60, 60, 60]
+    assert lines_of(draw(tmp_path, until=2000)[0]["Hopper-v4"])[0][0] == [0, 1000, 2000]
+
+
 def test_reach_and_minutes_are_of_the_mean_over_seeds(tmp_path, capsys):
     write_seed(tmp_path, "run", 1, online(100, 200, 300))
     write_seed(tmp_path, "run", 2, online(100, 300, 500))  # means 100, 250, 400 after 0, 1.5 and 3 minutes

@@ -467,7 +467,7 @@ def shrink(text: str) -> str:
     text = re.sub(r" --(num-seeds|eval-every|eval-episodes|warmup-steps|updates-per-step) \d+", "", text)
     text = re.sub(r"(--(?:offline|online)-steps) [1-9]\d*", r"\1 120", text)
     text = text.replace("hopper/random-v0", "hopper/medium-v0").replace("gpu = true\n", "")
-    options = "--eval-every 60 --eval-episodes 1 --compile off --batch-size 16"
+    options = "--log-every 60 --eval-every 60 --eval-episodes 1 --compile off --batch-size 16"
     text = re.sub(r'(command = "(?!plot_curves).*)"', rf'\1 {options}"', text)
     return re.sub(
         r'(command = "(?:sac_scratch|td3_c|online_finetune_sac)\.py.*)"', r'\1 --warmup-steps 20"', text
