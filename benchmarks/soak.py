@@ -47,6 +47,8 @@ RUNS = {  # name: script and options
     "cql_sac": f"cql_sac {TINY} {BOTH}",
     "iql": f"iql {TINY} {BOTH}",
     "awac": f"awac {TINY} {BOTH}",
+    "awr": f"awr {TINY} {BOTH}",
+    "bear": f"bear {TINY} {BOTH}",
     "o3f_select": f"o3f_select {TINY} --updates-per-step 2 --num-candidates 5 {BOTH}",
 }
 
@@ -56,8 +58,8 @@ class Args:
     out: str  # CSV
     runs: tuple[str, ...] = tuple(RUNS)  # which of the runs
     kills: int = 20  # kills a run
-    steps: int = 20_000  # of a run: updates offline, half as many steps online
-    longest: float = 15.0  # seconds from the first step to a kill, at most; one of five comes before it
+    steps: int = 12_000  # of a run: updates offline, half as many steps online
+    longest: float = 8.0  # seconds from the first step to a kill, at most; one of five comes before it
     seed: int = 0  # of the moments
 
 
