@@ -399,6 +399,12 @@ def draw_curve(ax, curve, band, **look):
             ax.fill_between(x, low, high, color=curve.color, alpha=band, lw=0, zorder=1)
 
 
+def what(curves):
+    """'Hopper-v4, medium-replay data', of curves of one environment."""
+    datasets = {curve.options["dataset"] for curve in curves} - {""}
+    return f"{curves[0].env}, {datasets.pop()} data" if len(datasets) == 1 else curves[0].env
+
+
 def draw_panel(ax, curves, args, front, width):
     """One environment; with --split `front` is the run in colour. Texts have lines of `width` characters."""
     x_axis = curves[0].x_axis
@@ -413,16 +419,15 @@ def draw_panel(ax, curves, args, front, width):
         draw_curve(ax, curve, 0 if behind else band, **look)
     grey = {"color": "0.4", "lw": 1.0, "zorder": 1.5}
     drawn = {(curve.run, curve.num_seeds) for curve in curves if x_axis == "online" and not curve.online}
-    starts = {curve.start: curve for curve in reversed(curves) if curve.online and curve.offset}
+    shown = [front] if front else reversed(curves)
+    starts = {curve.start: curve for curve in shown if curve.online and curve.offset}
     for (run, _, num_starts), curve in starts.items():
         if x_axis == "total":
             ax.axvline(curve.offset, **grey, ls="-.", label="online phase starts")
         elif not args.metric and (run, num_starts) not in drawn and not np.isnan(curve.row["start"]):
             ax.axhline(curve.row["start"], **grey, ls="--", label="pretrained score")
     y_label = "normalised score (%)" if args.y == "score" else "evaluation return"
-    datasets = {curve.options["dataset"] for curve in curves} - {""}
-    title = f"{curves[0].env}, {datasets.pop()} data" if len(datasets) == 1 else curves[0].env
-    ax.set_title(textwrap.fill(front.title if front else title, width))
+    ax.set_title(textwrap.fill(front.title if front else what(curves), width))
     ax.set_xlabel(textwrap.fill(f"{curves[0].env}: " * bool(front) + X_LABELS[x_axis], width))
     ax.set_ylabel((args.metric or y_label) * ax.get_subplotspec().is_first_col())
     ax.xaxis.set_major_formatter(short)
@@ -435,7 +440,7 @@ def make_figure(curves, args):
     panels = [(env, None) for env in groups]
     if args.split:
         panels = [(curve.env, curve) for curve in curves if curve.online or curve.x_axis != "online"]
-    num_columns = min(3 if args.split else 2, len(panels))
+    num_columns = min(2 if len(panels) == 4 or not args.split else 3, len(panels))
     num_rows = math.ceil(len(panels) / num_columns)
     figure = Figure(layout="constrained")
     handles, axes = {}, {}
@@ -446,9 +451,11 @@ def make_figure(curves, args):
         handles |= {line.get_label(): line for line in axes[env].get_legend_handles_labels()[0]}
     if max(curve.num_seeds for curve in curves) > 1:
         handles["95% bootstrap interval over seeds"] = Patch(color="0.45", alpha=0.3, lw=0)
+    if args.split and len(groups) == 1:
+        figure.suptitle(what(curves))
     labels = [textwrap.fill(label, 95) for label in handles]
     figure.legend(handles.values(), labels, loc="outside lower center", frameon=False)
-    figure.set_size_inches(7.2, (4.2, 3.2, 2.6)[num_columns - 1] * num_rows + 0.2 * len(labels))
+    figure.set_size_inches(7.2, (4.2, 3.0, 2.6)[num_columns - 1] * num_rows + 0.2 * len(labels))
     return figure
 
 

@@ -1,10 +1,14 @@
 """docs/ and the results: links lead somewhere, commands are taken by their scripts, the worked example works."""
 
+import csv
 import importlib.util
+import math
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from itertools import permutations
 from pathlib import Path
@@ -90,3 +94,27 @@ def test_the_worked_example_updates_what_it_should(tmp_path):
     slopes = [F.normalize(torch.autograd.grad(one, inputs, retain_graph=True)[0]) for one in q]
     products = [(one * other).sum(1).mean() for one, other in permutations(slopes, 2)]
     torch.testing.assert_close(metrics["q/similarity"][0], sum(products) / 3)
+
+
+@pytest.mark.slow
+def test_one_command_draws_the_results_from_their_csvs(tmp_path):
+    """The tables come out as they are committed, and every figure anew."""
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    shutil.copy(ROOT / "plot_curves.py", tmp_path)
+    drawn = [path for path in tmp_path.glob("results/**/*.png") if path.stem != "growth"]
+    for path in drawn:
+        path.unlink()
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(["bash", "results/figures.sh"], cwd=tmp_path, env=os.environ | {"PATH": path}, check=True)
+    assert all(path.is_file() for path in drawn)
+    for path in tmp_path.glob("results/**/*.csv"):
+        old = list(csv.reader((ROOT / path.relative_to(tmp_path)).open()))
+        for row, old_row in zip(csv.reader(path.open()), old, strict=True):
+            assert [is_close(*cells) for cells in zip(row, old_row, strict=True)] == [True] * len(row), path
+
+
+def is_close(cell: str, old: str) -> bool:
+    try:
+        return math.isclose(float(cell), float(old), rel_tol=1e-3, abs_tol=0.1) or cell == old
+    except ValueError:
+        return cell == old

@@ -356,7 +356,7 @@ def test_a_pretrained_run_is_grey_beside_its_finetunings_and_thirty_others_look_
 
 def test_split_shows_each_line_in_colour_before_the_others_in_grey(tmp_path):
     write_seed(tmp_path, "pretraining", 1, offline(10, 80), script="iql", num_seeds=1)
-    scores = 120, 90, 70, 500
+    scores = 120, 90, 70, 500, 60
     for i, score in enumerate(scores):
         write_seed(tmp_path, f"run{i}", 1, online(80, score), script="sac_scratch", args={"tau": i + 1})
     curves = curves_of(tmp_path)[1:]
@@ -366,6 +366,7 @@ def test_split_shows_each_line_in_colour_before_the_others_in_grey(tmp_path):
         colors = {line.get_ydata()[1]: line.get_color() for line in ax.lines}
         assert colors == dict.fromkeys(scores, "0.75") | {score: curve.color, 80: "0.35"}
         assert ax.get_shared_y_axes().joined(ax, figure.axes[0]) and ax.get_gridspec().ncols == 3
+    assert figure.get_suptitle() == "Hopper-v4"
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert {*legend} == {"the other runs", "IQL pretrained, 1 seed: last score"}
 

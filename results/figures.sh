@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# Draws the figures and tables of results/ from the CSVs there:  bash results/figures.sh [folder ...]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+draw() {  # runs..., then options
+    echo "-- ${*: -1}"
+    python plot_curves.py "$@" > /dev/null
+}
+
+awac() {
+    local H=results/awac/runs/Hopper-v4
+    local runs=("$H"/online_finetune_sac* "$H"/awac* "$H"/awr*15000 "$H"/bear*)
+    draw "${runs[@]}" "$H"/offline_pretrain_sac* --x total --out results/awac/return
+    draw "${runs[@]}" "$H"/offline_pretrain_sac* --x total --metric eval/q_bias --out results/awac/q_bias
+    rm results/awac/return*.csv  # the same as curves.csv
+    draw "${runs[@]}" "$H"/awr*ratio-0.0 "$H"/td3_bc* --split --rename 'TD3+BC pretrained=cloning' --out results/awac/curves
+}
+
+chapter() {
+    draw results/chapter/runs results/chapter/second \
+        --label 'SAC finetuned' --label 'SAC finetuned, format 1' --label 'SAC from scratch*' --label '*Q-filter*format 1' \
+        --rename 'SAC finetuned=finetuned, today' --rename 'SAC finetuned, format 1=finetuned, first version' \
+        --rename 'SAC finetuned, Q-filter 25, format 1=finetuned with the Q-filter, first version' \
+        --rename 'SAC from scratch, critic lr 0.001, alpha lr 0.001, format 2=scratch, today' \
+        --rename 'SAC from scratch, critic lr 0.0003, alpha lr 0.0003, layer norm 1, format 1=scratch, first version (weak settings)' \
+        --out results/chapter/curves
+    local today=(results/chapter/second --label 'SAC finetuned' --label 'SAC from scratch')
+    local others=(--label 'SAC finetuned, Q-filter 25' --label 'SAC finetuned, online rows only')
+    draw "${today[@]}" "${others[@]}" --out results/chapter/second/curves
+    draw "${today[@]}" "${others[@]}" --until 30000 --out results/chapter/second/at30k
+    draw "${today[@]}" --until 45000 --out results/chapter/second/at45k
+    rm results/chapter/second/at*.png
+}
+
+sac() {
+    draw results/sac/runs --split --label 'SAC pretrained' --label 'SAC from scratch*' \
+        --label 'SAC finetuned' --label 'SAC finetuned, Q-filter 25' --label 'SAC finetuned, online rows only*' \
+        --rename 'SAC finetuned, Q-filter 25=SAC, Q-filter 25' \
+        --rename 'SAC finetuned, online rows only=SAC, online rows only' \
+        --rename 'SAC finetuned, online rows only, Q-filter 25=SAC, online rows only, Q-filter 25' \
+        --rename 'SAC from scratch with data, offline ratio 0.5=SAC from scratch, half of each batch offline rows' \
+        --out results/sac/curves
+    draw results/sac/runs2 --split --rename 'SAC finetuned, Q-filter 25=SAC, Q-filter 25' --out results/sac/second_house
+    draw results/sac/scratch --split --rename 'SAC from scratch=SAC default' \
+        --rename 'SAC from scratch, layer norm 1=SAC with LayerNorm' \
+        --rename 'SAC from scratch, critic lr 0.0003, alpha lr 0.0003=SAC with rates 3e-4' \
+        --rename "SAC from scratch, policy delay 2=SAC with CleanRL's policy schedule" \
+        --out results/sac/scratch/curves
+    draw results/sac/runs --split --label 'SAC finetuned' --label 'SAC finetuned, Q-filter*' \
+        --rename 'SAC finetuned=SAC without filter' --rename 'SAC finetuned, Q-filter 10=SAC, Q-filter 10' \
+        --rename 'SAC finetuned, Q-filter 25=SAC, Q-filter 25' --rename 'SAC finetuned, Q-filter 50=SAC, Q-filter 50' \
+        --rename 'SAC finetuned, Q-filter 75=SAC, Q-filter 75' \
+        --rename 'SAC finetuned, Q-filter 25, q filter weight 0.1=SAC, Q-filter 25, weight 0.1' \
+        --rename "SAC finetuned, Q-filter 25, q filter actions policy=SAC, Q-filter 25, policy's actions" \
+        --out results/sac/qfilter
+    draw results/sac/runs --split --label 'SAC finetuned' --label 'SAC finetuned, offline ratio*' \
+        --label 'SAC finetuned, online rows only' \
+        --rename 'SAC finetuned=SAC, all rows alike' --rename 'SAC finetuned, online rows only=SAC, online rows only' \
+        --rename 'SAC finetuned, offline ratio 0.25=SAC, offline rows 25%' \
+        --rename 'SAC finetuned, offline ratio 0.5=SAC, offline rows 50%' \
+        --rename 'SAC finetuned, offline ratio 0.5 to 0=SAC, offline rows 50% falling to 0%' \
+        --rename 'SAC finetuned, offline ratio 0.75=SAC, offline rows 75%' \
+        --out results/sac/ratio
+}
+
+medium() {
+    draw results/medium/runs --split --rename 'TD3 online=TD3' --rename 'TD3+BC online=TD3-BC' \
+        --rename 'TD3-C online, epsilon 0.001=TD3-C, epsilon 1e-3' --rename 'TD3-C online, epsilon 1e-05=TD3-C, epsilon 1e-5' \
+        --out results/medium/curves
+}
+
+td3() {
+    draw results/td3/runs --split --rename 'TD3 online=TD3' --rename 'TD3+BC online=TD3-BC' \
+        --rename 'TD3-C online, epsilon 0.001=TD3-C, epsilon 1e-3' --rename 'TD3-C online, epsilon 1e-05=TD3-C, epsilon 1e-5' \
+        --out results/td3/curves
+    draw results/td3/second --split --rename 'TD3 online=TD3' \
+        --rename 'TD3-C online, epsilon 1e-05=TD3-C, epsilon 1e-5' --out results/td3/second_version
+    draw results/td3/dual/runs --metric constraint/distance \
+        --label '*from-td3_bc-offline50k-online20k' --label '*online20k-dual-lr*' --label '*actor-lr*' \
+        --rename "td3_c-medium-replay-from-td3_bc-offline50k-online20k=TD3-C, lambda's rate 1e-2" \
+        --rename "td3_c-medium-replay-from-td3_bc-offline50k-online20k-dual-lr0.001=TD3-C, lambda's rate 1e-3" \
+        --rename "td3_c-medium-replay-from-td3_bc-offline50k-actor-lr3e-05-online12k-dual-lr0.001=TD3-C, lambda's rate 1e-3, policy's rate 3e-5" \
+        --out results/td3/dual/distance
+}
+
+random() {
+    draw results/random/runs results/sac/runs/Hopper-v4/sac_scratch-online15k --split --rename 'TD3 online=TD3+BC, then TD3' \
+        --rename 'SAC from scratch with data, offline ratio 0.5=SAC from scratch, half of each batch random data' \
+        --out results/random/curves
+}
+
+cql() {
+    local these=(results/cql/runs --label 'CQL pretrained' --label 'CQL online' --label 'SAC finetuned'
+        --rename 'CQL online=CQL to CQL' --rename 'SAC finetuned=CQL to SAC')
+    draw "${these[@]}" --out results/cql/curves
+    draw "${these[@]}" --x total --out results/cql/return
+    draw "${these[@]}" --x total --metric eval/q_bias --out results/cql/q_bias
+    draw "${these[@]}" --x total --metric loss/critic --out results/cql/critic_loss
+    draw results/cql/runs/Hopper-v4/*/seed1 --label 'CQL online*' --label 'SAC finetuned' \
+        --rename 'CQL online=CQL, weight 5' --rename 'CQL online, cql alpha 5 to 0, linear=CQL, weight 5 to 0 linearly' \
+        --rename 'CQL online, cql alpha 5 to 0, abrupt=CQL, weight 0 at once' --rename 'SAC finetuned=SAC' \
+        --out results/cql/annealing
+}
+
+iql_awac() {
+    draw results/iql_awac/runs --split --label 'AWAC online, awac lambda 1' --label 'IQL online, 2 critics' --label 'IQL online, best of*' \
+        --rename 'AWAC online, awac lambda 1=AWAC' --rename 'IQL online, 2 critics=IQL' \
+        --rename 'IQL online, best of 1, 5 critics=IQL, 5 critics, one noisy draw' \
+        --rename 'IQL online, best of 100, 5 critics=IQL, 5 critics, best of 100 draws' \
+        --rename 'IQL online, best of 100, 5 critics, optimism 1=IQL, 5 critics, best of 100 draws, omega 1' \
+        --out results/iql_awac/curves
+    draw results/iql_awac/runs --split --label 'AWAC online*' --label 'IQL online, 2 critics*' \
+        --rename 'AWAC online, awac lambda 1=AWAC, lambda 1' --rename 'IQL online, 2 critics=IQL, expectile 0.7' \
+        --rename 'AWAC online, awac lambda 1 to 0.1, abrupt=AWAC, lambda falls abruptly to 0.1' \
+        --rename 'AWAC online, awac lambda 1 to 0.1, linear=AWAC, lambda falls linearly to 0.1' \
+        --rename 'IQL online, 2 critics, expectile 0.7 to 0.85, abrupt=IQL, expectile rises abruptly to 0.85' \
+        --rename 'IQL online, 2 critics, expectile 0.7 to 0.85, linear=IQL, expectile rises linearly to 0.85' \
+        --out results/iql_awac/annealing
+}
+
+o3f() {
+    local these=(results/o3f/runs --split --rename 'O3F (LAPO) online, best of 1=LAPO, one noisy draw'
+        --rename 'O3F (LAPO) online, best of 100=O3F, best of 100'
+        --rename 'O3F (LAPO) online, best of 100, policy updates per step 5=O3F, 5 policy updates a step'
+        --rename 'O3F (LAPO) online, best of 100, subset size 5=O3F, minimum over all 5 critics')
+    draw "${these[@]}" --rename 'O3F (LAPO) pretrained=LAPO pretrained' --out results/o3f/curves
+    draw "${these[@]}" --metric collect/return --out results/o3f/collect_return
+}
+
+for folder in "${@:-}"; do
+    for one in ${folder:-awac chapter sac medium td3 random cql iql_awac o3f}; do
+        "$one"
+    done
+done
+find results -name '*.svg' -delete  # the pages show PNGs
