@@ -659,7 +659,7 @@ class Replay:
         self.capacity, self.added, self.offline_ratio = capacity, 0, None
 
     def add(self, obs, action, reward, next_obs, terminated, truncated) -> None:
-        """Stores one transition per seed; arrays (S, ...)."""
+        """Stores one transition per seed; arrays (S, ...). On CUDA, wait between calls, as `step` does."""
         row = np.column_stack([obs, action, reward, next_obs, terminated]).astype(np.float32)
         self.host_row.copy_(torch.from_numpy(row))
         self.rings[:, self.added % self.capacity].copy_(self.host_row, non_blocking=True)
@@ -1314,9 +1314,10 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     if not named.is_dir():
         fail(f"--resume {args.resume}: there is no such folder; name that of a run, <runs-dir>/<env>/<name>")
     configs = [*named.glob("config.json"), *named.glob("seed*/config.json")]
-    if any('"status": "finished"' in path.read_text() for path in configs):
-        fail(f"--resume {args.resume}: this run is finished; a new one starts from it by --checkpoint")
-    files = [*named.glob("resume.pt"), *named.glob("seed*/resume.pt")]
+    cut = [path.parent for path in configs if '"status": "finished"' not in path.read_text()]
+    if configs and not cut:
+        fail(f"--resume {args.resume}: this run is finished")
+    files = [folder / "resume.pt" for folder in cut if (folder / "resume.pt").exists()]
     if len(files) != 1:
         fail(f"--resume {args.resume}: {len(files)} saved runs (resume.pt) are there; name the folder of one")
     saved = load("--resume", files[0], "progress")

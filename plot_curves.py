@@ -18,10 +18,12 @@ Quantities are taken per seed and averaged over seeds; nan: does not apply; _low
                 mean with the next two is so too: one lucky evaluation is no recovery. 0: never below,
                 inf: not recovered. The median over seeds; `recovered` counts those that are not inf
     auc         trapezoid area under the online scores divided by their length in env steps: a mean score
-    reach_steps, reach_minutes: until the mean over seeds is at or above --reach, online; inf: never
-For two runs of an environment with three seeds or more, the one with the higher last_five first:
+    reach_steps, reach_minutes: until the mean over all seeds first is at or above --reach, online; inf: never
+For two online runs of an environment with three seeds or more, up to the last step that both have
+(until), the one with the higher last_five first:
     p_higher    P(X > Y) + P(X = Y) / 2 by last_five: probability of improvement (Agarwal et al. 2021)
-    final_difference, ...: first minus second, seed by seed, if both start from the same checkpoints
+    final_difference, ...: first minus second, seed by seed, if both start from the same checkpoints; its
+                interval is Student's t's, as a bootstrap of few seeds is too narrow
 """
 
 import csv
@@ -46,6 +48,7 @@ import tyro
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from scipy.stats import bootstrap, trim_mean
+from scipy.stats import t as student
 
 # Okabe & Ito's colour-blind-safe palette, https://jfly.uni-koeln.de/color/, yellow replaced by dark ones
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -98,11 +101,11 @@ class Args:
 
 class Curve:
     """The seeds of one run. `series[i][phase]` is {gradient update (offline) or env step (online): value},
-    `minutes[i][phase]` has the same steps, and `seeds[name]` is what summarise_seed says of a seed."""
+    `minutes[i][phase]` has the same steps, and `seeds[name]` is the series of a seed."""
 
     def __init__(self, env, run, seeds, reach):
         configs, self.series, self.minutes = zip(*seeds.values(), strict=True)
-        self.seeds = {name: summarise_seed(seeds[name][1]) for name in sorted(seeds)}
+        self.seeds = {name: seeds[name][1] for name in sorted(seeds)}
         self.env, self.run, self.config, self.num_seeds = env, run, configs[0], len(seeds)
         self.online = any("online" in series for series in self.series)
         self.status = "finished" if {config["status"] for config in configs} == {"finished"} else "unfinished"
@@ -203,7 +206,9 @@ def method_words(config):
     """What a run is: 'SAC finetuned', 'TD3-C online', 'CQL pretrained'."""
     script, args = config["script"], config["args"]
     method = METHODS.get(script, "SAC" if "sac" in script else script.upper())
-    if script == "td3_c" and args.get("alpha") not in OFF:
+    if script == "td3_bc" and args.get("alpha") == 0:
+        method = "cloning"
+    elif script == "td3_c" and args.get("alpha") not in OFF:
         method = "TD3+BC"
     elif script == "td3_c" and args.get("epsilon") in OFF:
         method = "TD3"
@@ -304,6 +309,12 @@ def bootstrap_interval(statistic, *samples):
     return bootstrap(samples, statistic, method="percentile", n_resamples=2000, rng=0).confidence_interval
 
 
+def mean_and_interval(values):
+    """Mean of values (n,) and its 95% interval by Student's t: a bootstrap of few values is too narrow."""
+    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return np.round([values.mean(), values.mean() - half, values.mean() + half], 4).tolist()
+
+
 def recovery_steps(steps, scores):
     """Length in env steps of the deepest excursion below scores[0], as defined at the top."""
     deepest = int(np.argmin(scores))
@@ -315,10 +326,11 @@ def recovery_steps(steps, scores):
     return steps[ends[0]] - steps[start] if ends else math.inf
 
 
-def summarise_seed(series):
-    """The table's quantities that apply to one seed, as defined at the top."""
+def summarise_seed(series, until=math.inf):
+    """The table's quantities that apply to one seed, up to this online step, as defined at the top."""
     phase = "online" if "online" in series else "offline"
-    steps, scores = np.array(list(series[phase].items())).T
+    limit = until if phase == "online" else math.inf
+    steps, scores = np.array([item for item in series[phase].items() if item[0] <= limit]).T
     row = {"final": scores[-1], "last_five": scores[-5:].mean()}
     if phase == "offline":
         return row | {"start": scores[-1]}
@@ -349,7 +361,7 @@ def summarise(curve, target):
     row = {"env": curve.env, "run": curve.run, "label": "", "seeds": curve.num_seeds}
     row |= {"status": curve.status, "began": began if curve.online else "no online phase"}
     row |= dict.fromkeys(QUANTITIES, math.nan)
-    seeds = curve.seeds.values()
+    seeds = [summarise_seed(series) for series in curve.series]
     for key in {key for seed in seeds for key in seed}:
         values = np.array([seed[key] for seed in seeds if key in seed])
         row[key] = round(np.median(values) if key == "recovery" else values.mean(), 4)
@@ -361,7 +373,8 @@ def summarise(curve, target):
             row["recovered"] = np.isfinite(values).sum()
     if target is not None and curve.online:
         line, minutes = (by_step(series, "online") for series in (curve.series, curve.minutes))
-        reached = [step for step, scores in line.items() if scores.mean() >= target]
+        whole = {step: scores for step, scores in line.items() if len(scores) == curve.num_seeds}
+        reached = [step for step, scores in whole.items() if scores.mean() >= target]
         row["reach_steps"] = reached[0] if reached else math.inf
         row["reach_minutes"] = round(minutes[reached[0]].mean(), 4) if reached else math.inf
     return row
@@ -369,15 +382,19 @@ def summarise(curve, target):
 
 def compare(*pair):
     """The row of a pair of runs, {column: value}, as defined at the top."""
-    second, first = sorted(pair, key=lambda curve: curve.row["last_five"])
-    paired = first.online and first.start == second.start and first.seeds.keys() == second.seeds.keys()
-    row = {"env": first.env, "first": first.label, "second": second.label}
+    until = min(max(by_step(curve.series, "online")) for curve in pair)
+    seeds = {curve: [summarise_seed(series, until) for series in curve.seeds.values()] for curve in pair}
+    means = {curve: np.mean([seed["last_five"] for seed in seeds[curve]]) for curve in pair}
+    second, first = sorted(pair, key=means.get)
+    from_checkpoint = first.config["checkpoint"] and first.start == second.start
+    paired = from_checkpoint and first.seeds.keys() == second.seeds.keys()
+    row = {"env": first.env, "first": first.label, "second": second.label, "until": until}
     for key in ("last_five", "final", "auc"):
-        x = np.array([seed.get(key, math.nan) for seed in first.seeds.values()])
-        y = np.array([seed.get(key, math.nan) for seed in second.seeds.values()])
+        x, y = (np.array([seed.get(key, math.nan) for seed in seeds[curve]]) for curve in (first, second))
         if key == "last_five":
             row |= estimate("p_higher", probability_of_improvement, x, y)
-        row |= estimate(f"{key}_difference", np.mean, x - y if paired else np.array([math.nan]))
+        names = [f"{key}_difference{end}" for end in ("", "_low", "_high")]
+        row |= dict(zip(names, mean_and_interval(x - y) if paired else [math.nan] * 3, strict=True))
     return row
 
 
@@ -482,12 +499,14 @@ def main(args):
         fail("--metric: metrics.csv has no minutes and makes no table; leave out --x minutes and --reach")
     curves = choose_curves(find_curves(args), args)
     prefix = Path(args.out or args.runs[0] / "-".join(["curves", *re.findall(r"\w+", args.metric)]))
-    many = [curve for curve in curves if curve.num_seeds >= 3]
+    many = [curve for curve in curves if curve.online and curve.num_seeds >= 3]
     pairs = [compare(one, other) for one, other in combinations(many, 2) if one.env == other.env]
     tables = {".csv": [curve.row for curve in curves], "-pairs.csv": pairs}
     tables = {suffix: rows for suffix, rows in tables.items() if rows and not args.metric}
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)
+        if tables and not pairs:
+            Path(f"{prefix}-pairs.csv").unlink(missing_ok=True)  # of another choice of runs
         with matplotlib.rc_context({"svg.hashsalt": "curves", "font.size": 9, "axes.titlesize": 9}):
             figure = make_figure(curves, args)
             figure.savefig(f"{prefix}.png", dpi=150)
@@ -501,7 +520,7 @@ def main(args):
         reached = ("reach_steps", "reach_minutes") * (args.reach is not None)
         print_table(tables[".csv"], (*PRINTED, *reached, "status", "env", "label"))
     if "-pairs.csv" in tables and len(pairs) <= 15:  # of six runs
-        print_table(pairs, (*PRINTED_PAIRS, "env", "first", "second"))
+        print_table(pairs, (*PRINTED_PAIRS, "until", "env", "first", "second"))
     print(f"wrote {', '.join([f'{prefix}.png', '.svg', *tables])}")
 
 

@@ -23,8 +23,11 @@ import csv
 import importlib
 import itertools
 import multiprocessing
+import os
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -123,6 +126,9 @@ class Table:
             value = measure()
         except Exception as error:  # one part that fails leaves the others
             value = f"failed: {error!r:.200}"
+        self.write(part, what, seeds, value, unit)
+
+    def write(self, part: str, what: str, seeds: int, value: float | str, unit: str = "") -> None:
         text = f"{value:,.0f}" if isinstance(value, float) else value
         print(f"{part:9} {what:48} {seeds:3} seeds  {text} {unit}", flush=True)
         with open(self.args.out, "a") as file:
@@ -147,22 +153,49 @@ def check_script(name: str, args: Args) -> None:
         print(f"{name},{seeds},{verdict}", flush=True)
 
 
+def check_rows(args: Args) -> None:
+    """Raises if the ring does not hold what was stored: a host buffer was written while it was read."""
+    training, collector = start_online(2, args)
+    added, add = [], training.replay.add
+
+    def recorded(*transition) -> None:
+        added.append(np.column_stack(transition[:5]).astype(np.float32))
+        add(*transition)
+
+    training.replay.add = recorded
+    for first in range(1, 301):
+        collector.act()
+        training.loop(first)
+        collector.step()
+    collector.envs.close()
+    if not np.array_equal(training.replay.rings[:, :300].cpu().numpy(), np.stack(added, 1)):
+        raise RuntimeError("rows in the ring are not those that were stored")
+
+
 def check(table: Table, args: Args) -> None:
     options = ["--device", args.device, *(["--quick"] if args.quick else [])]
     command = [sys.executable, __file__, *options, "--script"]
 
     def watch(name: str) -> None:
-        """Adds a row as soon as the process has one."""
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen([*command, name], **pipes) as process:
+        """Adds a row as soon as the process has one; kills it when the time is up."""
+        with (
+            tempfile.TemporaryFile("w+") as errors,
+            subprocess.Popen([*command, name], stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        ):
+            timer = threading.Timer(60 * args.minutes, process.kill)
+            timer.start()
             for line in process.stdout:
                 if line.startswith(f"{name},"):
                     _, seeds, verdict = line.strip().split(",", 2)
-                    table.add("check", name, int(seeds), lambda verdict=verdict: verdict)
-            error = process.stderr.read().strip()
+                    table.write("check", name, int(seeds), verdict)
+            process.wait()
+            timer.cancel()
+            errors.seek(0)
+            last = (errors.read().splitlines() or [""])[-1]
         if process.returncode:
-            table.add("check", name, 0, lambda: f"failed: {error.splitlines()[-1]:.200}")
+            table.write("check", name, 0, f"failed, exit status {process.returncode}: {last:.200}")
 
+    table.add("check", "300 stored rows are in the ring", 2, lambda: check_rows(args) or "yes")
     with ThreadPoolExecutor(len(SCRIPTS) if args.device == "cuda" else 1) as pool:
         list(pool.map(watch, SCRIPTS))
 
@@ -213,9 +246,9 @@ def online_rate(seeds: int, args: Args, waits: bool = False) -> float:
 def online(table: Table, args: Args) -> None:
     unit = "steps/s of each seed"
     for seeds in (1, 10):
-        for waits in (False, True):
-            what = f"sac_scratch{', waiting twice a step' if waits else ''}"
-            table.add("online", what, seeds, partial(online_rate, seeds, args, waits), unit)
+        measure = partial(online_rate, seeds, args)
+        table.add("online", "sac_scratch", seeds, measure, unit)
+        table.add("online", "sac_scratch, waiting twice a step", seeds, partial(measure, waits=True), unit)
     table.add("online", "sac_scratch, beside two more", 10, lambda: beside(2, args), unit)
 
 
@@ -228,14 +261,19 @@ def beside(count: int, args: Args) -> float:
             while "at work" not in process.stdout.readline():
                 if process.poll() is not None:
                     raise RuntimeError("a process beside it ended")
-        return online_rate(10, args)
+        value = online_rate(10, args)
+        if any(process.poll() is not None for process in others):
+            raise RuntimeError("a process beside it ended")
+        return value
     finally:
         for process in others:
             process.kill()
+            process.wait()
 
 
 def work(args: Args) -> None:
-    """Says that it is at work once its update is compiled; ends when it is killed."""
+    """Says that it is at work once its update is compiled; ends when it is killed, or the benchmark is."""
+    parent = os.getppid()
     training, collector = start_online(10, args)
     for count in itertools.count():
         collector.act()
@@ -243,6 +281,8 @@ def work(args: Args) -> None:
         collector.step()
         if count == 4:
             print("at work", flush=True)
+        if os.getppid() != parent:
+            return
 
 
 def serve(pipe, count: int) -> None:
@@ -261,10 +301,12 @@ def serve(pipe, count: int) -> None:
 
 def group_rate(sizes: list[int], args: Args) -> float:
     """Steps/s of ten environments in processes of so many each."""
-    context, pipes = multiprocessing.get_context("spawn"), []
+    context, pipes, processes = multiprocessing.get_context("spawn"), [], []
     for size in sizes:
         ours, theirs = context.Pipe()
-        context.Process(target=serve, args=(theirs, size), daemon=True).start()
+        processes.append(context.Process(target=serve, args=(theirs, size), daemon=True))
+        processes[-1].start()
+        theirs.close()  # so that a process that dies is an error here, not a wait
         pipes.append(ours)
     for pipe in pipes:
         pipe.recv()
@@ -279,8 +321,9 @@ def group_rate(sizes: list[int], args: Args) -> float:
     try:
         return rate(step, 1, args)
     finally:
-        for pipe in pipes:
+        for pipe, process in zip(pipes, processes, strict=True):
             pipe.send(None)
+            process.join()
 
 
 def workers(table: Table, args: Args) -> None:
@@ -316,8 +359,11 @@ def variants(table: Table, args: Args) -> None:
             table.add("variants", f"td3_bc, {per_call} updates a graph", seeds, measure, "updates/s together")
 
         def joined(seeds: int = seeds) -> float:
+            torch._dynamo.reset()  # or what was compiled for the rows above is taken
             with inductor.patch(combo_kernels=True):
-                return offline_rate("td3_bc", seeds, args)
+                value = offline_rate("td3_bc", seeds, args)
+            torch._dynamo.reset()
+            return value
 
         def matrix(seeds: int = seeds) -> float:
             import td3_bc

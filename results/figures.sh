@@ -14,7 +14,7 @@ awac() {
     draw "${runs[@]}" "$H"/offline_pretrain_sac* --x total --out results/awac/return
     draw "${runs[@]}" "$H"/offline_pretrain_sac* --x total --metric eval/q_bias --out results/awac/q_bias
     rm results/awac/return*.csv  # the same as curves.csv
-    draw "${runs[@]}" "$H"/awr*ratio-0.0 "$H"/td3_bc* --split --rename 'TD3+BC pretrained=cloning' --out results/awac/curves
+    draw "${runs[@]}" "$H"/awr*ratio-0.0 "$H"/td3_bc* --split --out results/awac/curves
 }
 
 chapter() {

@@ -49,6 +49,7 @@ def files(minari_cache, tmp_path_factory):
         torch.save(resume | {"progress": {}}, folder / name / "seed1" / "resume.pt")
     (folder / "run" / "seed1" / "config.json").write_text(config)
     (folder / "cut" / "seed1" / "config.json").write_text(config.replace("finished", "interrupted"))
+    shutil.copytree(good.parent, folder / "cut" / "seed2")  # a finished seed beside it does not count
     shutil.copytree(good.parents[1], folder / "done")
     return folder
 
