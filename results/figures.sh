@@ -101,6 +101,8 @@ cql() {
         --rename 'CQL online=CQL, weight 5' --rename 'CQL online, cql alpha 5 to 0, linear=CQL, weight 5 to 0 linearly' \
         --rename 'CQL online, cql alpha 5 to 0, abrupt=CQL, weight 0 at once' --rename 'SAC finetuned=SAC' \
         --out results/cql/annealing
+    draw results/cql/second --x total --rename 'CQL online=CQL to CQL' --rename 'SAC finetuned=CQL to SAC' \
+        --out results/cql/second_version
 }
 
 iql_awac() {
@@ -126,6 +128,9 @@ o3f() {
         --rename 'O3F (LAPO) online, best of 100, subset size 5=O3F, minimum over all 5 critics')
     draw "${these[@]}" --rename 'O3F (LAPO) pretrained=LAPO pretrained' --out results/o3f/curves
     draw "${these[@]}" --metric collect/return --out results/o3f/collect_return
+    draw results/o3f/second --rename 'O3F (LAPO) online, best of 1=LAPO, one noisy draw' \
+        --rename 'O3F (LAPO) online, best of 100=O3F, best of 100' --rename 'O3F (LAPO) pretrained=LAPO pretrained' \
+        --out results/o3f/second_version
 }
 
 for folder in "${@:-}"; do
