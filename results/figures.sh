@@ -17,6 +17,17 @@ awac() {
     draw "${runs[@]}" "$H"/awr*ratio-0.0 "$H"/td3_bc* --split --out results/awac/curves
 }
 
+methods() {  # ten seeds of four methods, two seeds of the others; until 10k steps
+    local H=results/awac/runs/Hopper-v4
+    draw "$H"/online_finetune_sac* "$H"/awac* "$H"/awr*15000 "$H"/bear* results/td3/second results/iql_awac/second \
+        results/cql/second results/o3f/second --split --until 10000 \
+        --label 'AWAC' --label 'AWR' --label 'BEAR' --label 'SAC finetuned, layer norm*' --label 'TD3 online' --label 'TD3-C online*' \
+        --label 'IQL online' --label 'CQL online' --label '*best of 100' \
+        --rename 'online_finetune_sac-medium-replay-online-steps-15000-from-offline_pretrain_sac-8663=SAC' \
+        --rename 'TD3 online=TD3' --rename 'TD3-C online, epsilon 1e-05=TD3-C' --rename 'IQL online=IQL' \
+        --rename 'CQL online=CQL' --rename 'O3F (LAPO) online, best of 100=O3F' --out results/methods
+}
+
 chapter() {
     draw results/chapter/runs results/chapter/second \
         --label 'SAC finetuned' --label 'SAC finetuned, format 1' --label 'SAC from scratch*' --label '*Q-filter*format 1' \
@@ -134,7 +145,7 @@ o3f() {
 }
 
 for folder in "${@:-}"; do
-    for one in ${folder:-awac chapter sac medium td3 random cql iql_awac o3f}; do
+    for one in ${folder:-methods awac chapter sac medium td3 random cql iql_awac o3f}; do
         "$one"
     done
 done
