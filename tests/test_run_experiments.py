@@ -321,7 +321,7 @@ def test_gpus_are_shared_out_and_minutes_limit_what_is_started(repo, monkeypatch
     assert {steps("a")[0][1], steps("b")[0][1]} == {"0", "1"}
     assert "not run: c (about 1 min: does not fit into --minutes 1.4): python train.py --tag c" in out
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert "2 at once on 1 GPU" in run(f"{name} --dry-run")
+    assert "3 at once on 1 GPU" in run(f"{name} --dry-run")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert out.count("not run: ") == 2 and "needs a GPU" in run(f"{name} --dry-run")
 
