@@ -616,16 +616,20 @@ def test_evaluations_see_new_starts_and_repeat_by_seed_and_step(tmp_path):
 # ---- the training environments ----
 
 
-def collector_of(env_id, seeds=2, steps=25, action=0.0):
+def new_collector(env_id, seeds=2, steps=25):
     args = script.Args(env=env_id, num_seeds=seeds)
     env = script.make_env(env_id)
     shape = {"obs_dim": env.observation_space.shape[0], "action_dim": 1, "hidden_dim": 4, "num_critics": 2}
     algorithm = script.SAC(args, layer_norm=False, **shape)
     state = script.on_device(None, [algorithm.init(i) for i in range(seeds)], "cpu")
     replay = script.Replay(args, shape, None, steps, "cpu")
-    collector = script.Collector(algorithm, state, replay, args, 0)
+    return script.Collector(algorithm, state, replay, args, 0)
+
+
+def collector_of(env_id, seeds=2, steps=25, action=0.0):
+    collector = new_collector(env_id, seeds, steps)
     ended = [collector.step(np.full((seeds, 1), action, np.float32)) for _ in range(steps)]
-    return ended, replay
+    return ended, collector.replay
 
 
 @pytest.mark.parametrize("env_id", ["odd_envs:Line-v0", "odd_envs:SharedArray-v0", "odd_envs:Goal-v0"])
@@ -640,6 +644,22 @@ def test_the_true_last_observation_and_the_kind_of_end_are_stored(env_id):
     assert [ended[19][i]["train/length"] for i in (0, 1)] == [10, 10]
     _, replay = collector_of("odd_envs:Line-v0", steps=6, action=1.0)
     assert (replay.ring_ends == 1).sum() == 2 and (replay.ring_ends == 2).sum() == 0
+
+
+def test_a_step_waits_once_for_the_actions_that_were_queued():
+    """As on CUDA, with an event that only notes who asks."""
+    collector, asked = new_collector("odd_envs:Line-v0"), []
+    collector.acted = SimpleNamespace(
+        record=lambda: asked.append("record"), synchronize=lambda: asked.append("wait")
+    )
+    for _ in range(3):
+        collector.act()
+        queued = collector.host_action.clone()
+        collector.step()
+        slot, obs_dim = collector.replay.added - 1, collector.replay.columns[0]
+        assert torch.equal(collector.replay.rings[:, slot, obs_dim : obs_dim + 1], queued)
+        assert queued.abs().sum() > 0
+    assert asked == ["record", "wait"] * 3
 
 
 def test_stored_actions_are_in_unit_bounds():
