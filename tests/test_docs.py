@@ -53,6 +53,12 @@ def test_links_lead_somewhere(path):
         assert target.exists() and (not anchor or anchor in anchors(target)), f"{link}#{anchor}"
 
 
+@pytest.mark.parametrize("path", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rows_of_a_table_have_as_many_cells_as_its_head(path):
+    for table in re.findall(r"(?:^\|.*\n)+", FENCE.sub("", path.read_text()), re.M):
+        assert len({row.replace("\\|", "").count("|") for row in table.splitlines()}) == 1, table
+
+
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
 def test_a_page_is_short_and_its_commands_are_taken(path):
     assert len(path.read_text().splitlines()) <= 90
