@@ -641,10 +641,10 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
     rows = np.column_stack([*columns.values()])[keep].astype(np.float32)
     fingerprint = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
     starts = np.append(0, np.flatnonzero(ends)[:-1] + 1)
-    returns = np.sort(np.add.reduceat(columns["reward"][keep].astype(float), starts))
-    mean, best_tenth = returns.mean().item(), returns[-math.ceil(len(returns) / 10) :].mean().item()
-    spread = f"return {mean:.0f} on average, {returns[-1]:.0f} at best"
-    print(f"data: {name}, {len(rows):,} transitions, {len(returns):,} episodes, {spread}")
+    episodes = np.sort(np.add.reduceat(columns["reward"][keep].astype(float), starts))
+    mean, best_tenth = episodes.mean().item(), episodes[-math.ceil(len(episodes) / 10) :].mean().item()
+    spread = f"return {mean:.0f} on average, {episodes[-1]:.0f} at best"
+    print(f"data: {name}, {len(rows):,} transitions, {len(episodes):,} episodes, {spread}")
     if not keep.all():
         print(f"note: {(~keep).sum():,} last transitions without a next observation were dropped")
     for spec_name, spec in specs.items():
@@ -658,9 +658,9 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
     scores = [metadata.get(key) for key in ("ref_min_score", "ref_max_score")]
     if not all(isinstance(score, int | float) for score in scores) or not abs(scores[1] - scores[0]) > 0:
         scores = None
-    description = {"name": short_name, "source": name, "fingerprint": fingerprint, "scores": scores}
-    description |= {"mean_return": round(mean, 3), "best_tenth_return": round(best_tenth, 3)}
-    return Dataset(rows, ends, description | {"recorded_in": recorded_in})
+    origin = {"name": short_name, "source": name, "fingerprint": fingerprint, "recorded_in": recorded_in}
+    returns = {"mean_return": round(mean, 3), "best_tenth_return": round(best_tenth, 3), "scores": scores}
+    return Dataset(rows, ends, origin | returns)
 
 
 class Replay:
@@ -691,7 +691,7 @@ class Replay:
         self.capacity, self.added, self.offline_ratio = capacity, 0, None
 
     def add(self, obs, action, reward, next_obs, terminated, truncated) -> None:
-        """Stores one transition per seed; arrays (S, ...). On CUDA, wait between calls, as `step` does."""
+        """Stores one transition per seed; arrays (S, ...). On CUDA, wait for the device between calls."""
         row = np.column_stack([obs, action, reward, next_obs, terminated]).astype(np.float32)
         self.host_row.copy_(torch.from_numpy(row))
         self.rings[:, self.added % self.capacity].copy_(self.host_row, non_blocking=True)
@@ -1003,7 +1003,9 @@ def append(path: Path, rows: list[list]) -> None:
 class Run:
     """A run's folders, one per seed, and where it stands: logs, evaluation, checkpoints, stop and resume."""
 
-    def __init__(self, args: Args, shape: dict, dataset: Dataset | None, source, saved: dict | None):
+    def __init__(
+        self, args: Args, shape: dict, dataset: Dataset | None, source: dict | None, saved: dict | None
+    ):
         if args.track and not find_spec("wandb"):
             fail("--track: needs the package wandb (pip install wandb)")
         self.args, self.saved, self.started = args, saved, time.time()
@@ -1279,7 +1281,7 @@ def say_regime(run: Run) -> None:
     mean, best_tenth = data["mean_return"], data["best_tenth_return"]
     low, high = run.scores or (0, mean)  # what a score of 0 and of 1 stand for
     relation = "superior to" if policy > mean else "inferior to"
-    if abs(policy - mean) <= 0.05 * abs(high - low):  # the paper's margin; it has ten seeds, for a t-test
+    if abs(policy - mean) <= 0.05 * abs(high - low):  # our margin, without a test over seeds
         relation = "comparable with"
     print(f"regime: return {policy:,.0f} is {relation} the data's {mean:,.0f} (best tenth {best_tenth:,.0f})")
 

@@ -180,7 +180,7 @@ def read_experiment(path: Path, root: Path) -> tuple[dict, list[Job]]:
     try:
         experiment = {"figure": []} | tomllib.loads(path.read_text())
     except OSError as error:
-        there = ", ".join(sorted(map(str, ROOT.glob("experiments/*.toml"))))
+        there = ", ".join(f"experiments/{file.name}" for file in sorted(ROOT.glob("experiments/*.toml")))
         fail(f"{path}: {error.strerror}; there are {there or 'none'}")
     except ValueError as error:  # no TOML, or no text
         fail(f"{path}: {error}")
