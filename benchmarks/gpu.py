@@ -10,10 +10,10 @@ speed     updates/s of all seeds together: TD3+BC and SAC offline, one and ten s
 online    environment steps/s per seed of SAC, one update per step, with 1 and 10 seeds; beside it waiting for the device
           twice a step, as the scripts did before; and ten seeds with two more such runs on the card
 workers   steps/s of ten Hoppers alone: in this process, ten processes, and two to five that step several each
-variants  of TD3+BC with one and ten seeds: updates per CUDA graph, Inductor's joined kernels, the critics' last layer as
-          a matrix product instead of multiply-and-sum
+variants  of TD3+BC and SAC with ten seeds and one: Inductor's joined kernels, no metrics, updates per CUDA graph, the
+          critics' last layer as a matrix product instead of multiply-and-sum
 growth    SAC offline over 1, 2, 5, 10, 20, 50 seeds
-profile   the kernels of one compiled update of TD3+BC, ten seeds, with their times
+profile   the kernels of one compiled update of SAC and of TD3+BC, ten seeds, with their times
 
 Every row is printed and written as soon as it is measured; what no longer fits into --minutes is left out and said.
 Batch 256, networks of 2x256, ReLU, no LayerNorm, Hopper's sizes, 200,000 rows of noise.
@@ -31,6 +31,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -89,7 +90,7 @@ class Training:
         self.loop = script.update_loop(self.algorithm, self.state, self.replay, self.args, 10**9)
 
 
-def rate(function: Callable[[], None], count: int, args: Args, seconds: float = 3.0) -> float:
+def rate(function: Callable[[], None], count: int, args: Args, seconds: float = 2.0) -> float:
     """Calls/s times `count`, after calls that compile, warm up and record graphs."""
     for _ in range(4):
         function()
@@ -289,14 +290,20 @@ def serve(pipe, count: int) -> None:
     """A process that steps `count` environments in turn."""
     from sac_scratch import make_env
 
-    functions = [lambda: make_env("Hopper-v4")] * count
-    envs = gym.vector.SyncVectorEnv(functions, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
-    pipe.send(envs.reset(seed=0))
+    envs = [make_env("Hopper-v4") for _ in range(count)]
+    for env in envs:
+        env.reset()
+    pipe.send_bytes(b"ready")
     while True:
-        action = pipe.recv()
-        if action is None:
+        action = np.frombuffer(pipe.recv_bytes(), np.float32).reshape(-1, ACTION_DIM)
+        if not len(action):
             return
-        pipe.send(envs.step(action))
+        rows = []
+        for env, one in zip(envs, action, strict=True):
+            next_obs, reward, terminated, truncated, _ = env.step(one)
+            obs = env.reset()[0] if terminated or truncated else next_obs
+            rows.append(np.concatenate([next_obs, obs, [reward, terminated, truncated]], dtype=np.float32))
+        pipe.send_bytes(np.stack(rows))
 
 
 def group_rate(sizes: list[int], args: Args) -> float:
@@ -309,20 +316,20 @@ def group_rate(sizes: list[int], args: Args) -> float:
         theirs.close()  # so that a process that dies is an error here, not a wait
         pipes.append(ours)
     for pipe in pipes:
-        pipe.recv()
-    actions = [np.zeros((size, ACTION_DIM), np.float32) for size in sizes]
+        pipe.recv_bytes()
+    actions = np.zeros((sum(sizes), ACTION_DIM), np.float32)
 
-    def step() -> None:
-        for pipe, action in zip(pipes, actions, strict=True):
-            pipe.send(action)
-        for pipe in pipes:
-            pipe.recv()
+    def step() -> np.ndarray:
+        for pipe, part in zip(pipes, np.split(actions, np.cumsum(sizes)[:-1]), strict=True):
+            pipe.send_bytes(part)
+        parts = [np.frombuffer(pipe.recv_bytes(), np.float32) for pipe in pipes]
+        return np.concatenate(parts).reshape(len(actions), -1)
 
     try:
         return rate(step, 1, args)
     finally:
         for pipe, process in zip(pipes, processes, strict=True):
-            pipe.send(None)
+            pipe.send_bytes(b"")
             process.join()
 
 
@@ -351,32 +358,64 @@ def workers(table: Table, args: Args) -> None:
 
 
 def variants(table: Table, args: Args) -> None:
-    import torch._inductor.config as inductor
+    unit = "updates/s of all seeds together"
+    for seeds, name in itertools.product((10, 1), ("td3_bc", "offline_pretrain_sac")):
+        table.add("variants", f"{name}, as it is", seeds, partial_rate(name, seeds, args), unit)
+        for what, change in (("joined kernels", joined), ("no metrics", quiet), ("both", both)):
+            measure = partial(changed_rate, name, seeds, args, change)
+            table.add("variants", f"{name}, {what}", seeds, measure, unit)
+    for seeds, per_call in itertools.product((10, 1), (1, 50, 100)):
+        measure = partial_rate("td3_bc", seeds, args, per_call=per_call)
+        table.add("variants", f"td3_bc, {per_call} updates a graph", seeds, measure, unit)
+    for seeds in (10, 1):
+        measure = partial(changed_rate, "td3_bc", seeds, args, matrix)
+        table.add("variants", "td3_bc, last layer a matrix product", seeds, measure, unit)
 
-    for seeds in (1, 10):
-        for per_call in (1, 10, 50, 100):
-            measure = partial_rate("td3_bc", seeds, args, per_call=per_call)
-            table.add("variants", f"td3_bc, {per_call} updates a graph", seeds, measure, "updates/s together")
 
-        def joined(seeds: int = seeds) -> float:
-            torch._dynamo.reset()  # or what was compiled for the rows above is taken
-            with inductor.patch(combo_kernels=True):
-                value = offline_rate("td3_bc", seeds, args)
-            torch._dynamo.reset()
-            return value
+def changed_rate(name: str, seeds: int, args: Args, change: Callable) -> float:
+    """Updates/s with a context manager around compilation that changes the training."""
+    torch._dynamo.reset()  # or what was compiled before is taken
+    training = Training(name, seeds, args.device, "on")
+    try:
+        with change(training):
+            value = seeds * rate(lambda: training.loop(1, 10), 10, args)
+        if training.loop.step is training.loop.plain:
+            raise RuntimeError("it fell back to eager")
+        return value
+    finally:
+        torch._dynamo.reset()
 
-        def matrix(seeds: int = seeds) -> float:
-            import td3_bc
 
-            plain = td3_bc.mlp
-            td3_bc.mlp = matrix_mlp
-            try:
-                return offline_rate("td3_bc", seeds, args)
-            finally:
-                td3_bc.mlp = plain
+def joined(_: Training):
+    return torch._inductor.config.patch(combo_kernels=True)
 
-        table.add("variants", "td3_bc, joined kernels", seeds, joined, "updates/s together")
-        table.add("variants", "td3_bc, last layer a matrix product", seeds, matrix, "updates/s together")
+
+@contextmanager
+def quiet(training: Training):
+    """Updates that return no metrics, so that the compiler leaves them out."""
+    plain = training.loop.plain
+
+    def step(policy_turn: bool) -> dict:
+        plain(policy_turn)
+        return {}
+
+    training.loop.step = torch.compile(step, fullgraph=True)
+    yield
+
+
+@contextmanager
+def both(training: Training):
+    with joined(training), quiet(training):
+        yield
+
+
+@contextmanager
+def matrix(training: Training):
+    plain, training.script.mlp = training.script.mlp, matrix_mlp
+    try:
+        yield
+    finally:
+        training.script.mlp = plain
 
 
 def matrix_mlp(params: dict, x: torch.Tensor, layer_norm: bool = False) -> torch.Tensor:
@@ -395,23 +434,28 @@ def growth(table: Table, args: Args) -> None:
 
 
 def profile(table: Table, args: Args) -> None:
-    """Kernels of ten compiled updates, the longest first."""
+    """Kernels of ten compiled updates, those that take longest together first."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
-    training = Training("td3_bc", 10, args.device, "on")
-    for _ in range(4):
-        training.loop(1, 10)
     kind = ProfilerActivity.CUDA if args.device == "cuda" else ProfilerActivity.CPU
-    with record(activities=[kind]) as recorded:
-        training.loop(1, 10)
-        synchronize(args)
     key = "self_device_time_total" if args.device == "cuda" else "self_cpu_time_total"
-    events = sorted(recorded.key_averages(), key=lambda event: -getattr(event, key))
-    for event in events[:25]:
-        microseconds = getattr(event, key) / 10
-        what = f"{event.key:.40} x {event.count / 10:g}"
-        table.add("profile", what, 10, lambda us=microseconds: f"{us:.1f}", "us per update")
+    for name in ("offline_pretrain_sac", "td3_bc"):
+        training = Training(name, 10, args.device, "on")
+        for _ in range(4):
+            training.loop(1, 10)
+        with record(activities=[kind]) as recorded:
+            training.loop(1, 10)
+            synchronize(args)
+        events = sorted(recorded.key_averages(), key=lambda event: -getattr(event, key))
+        count, total = (
+            sum(event.count for event in events) / 10,
+            sum(getattr(event, key) for event in events) / 10,
+        )
+        table.write("profile", f"{name}, {count:g} kernels", 10, total, "us per update")
+        for event in events[:30]:
+            what = f"{name}, {event.key:.60} x {event.count / 10:g}"
+            table.write("profile", what, 10, f"{getattr(event, key) / 10:.1f}", "us per update")
 
 
 def main(args: Args) -> None:
