@@ -56,7 +56,8 @@ from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import pairwise
-from multiprocessing import get_context, parent_process
+from multiprocessing import Pipe, get_context, parent_process
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, NoReturn
 
@@ -771,20 +772,49 @@ def update_loop(algorithm: ALGORITHM, state: dict, replay: Replay, args: Args, t
     return Loop(step, device, args, compiled)
 
 
+def step_env(env: Adapter, action: np.ndarray) -> np.ndarray:
+    """One step: a row (3 + 2 O,) of reward, terminated, truncated, next_obs, obs.
+
+    `obs` is what the next action is for: next_obs, or the first of a new episode where this one ended.
+    """
+    next_obs, reward, terminated, truncated, _ = env.step(action)
+    obs = env.reset()[0] if terminated or truncated else next_obs
+    return np.concatenate([[reward, terminated, truncated], next_obs, obs], dtype=np.float32)
+
+
+def serve_env(pipe: Connection, env_id: str, seed: int) -> None:
+    """A process that steps one environment, until the run closes its end of the pipe."""
+    env = make_env(env_id)
+    pipe.send_bytes(env.reset(seed=seed)[0])
+    with suppress(EOFError):
+        while True:
+            pipe.send_bytes(step_env(env, np.frombuffer(pipe.recv_bytes(), np.float32)))
+
+
+def start_env(env_id: str, seed: int) -> Connection:
+    """The pipe to a new process of `serve_env`."""
+    pipe, their_end = Pipe()
+    get_context("spawn").Process(target=serve_env, args=(their_end, env_id, seed), daemon=True).start()
+    their_end.close()  # so that the end of the process is an error here, not a wait
+    return pipe
+
+
 class Collector:
-    """The training environments, one per seed, stepped into the replay."""
+    """Steps the training environments, one per seed, into the replay; on 8 cores a process each."""
 
     def __init__(self, algorithm: ALGORITHM, state: dict, replay: Replay, args: Args, first_step: int):
-        count, device, mode = args.num_seeds, replay.rows.device.type, gym.vector.AutoresetMode.SAME_STEP
-        functions = [partial(make_env, args.env)] * count
+        count, device = args.num_seeds, replay.rows.device.type
+        seeds = [args.seed + 1000 * first_step + i for i in range(count)]  # resumed: other episodes
+        self.envs, self.pipes, self.replay = [], [], replay
         if count > 1 and num_cores() >= 8:
-            envs = gym.vector.AsyncVectorEnv(functions, context="spawn", autoreset_mode=mode)
+            self.pipes = [start_env(args.env, seed) for seed in seeds]
+            self.obs = self.receive()
         else:
-            envs = gym.vector.SyncVectorEnv(functions, autoreset_mode=mode)
-        self.envs, self.replay = gym.wrappers.vector.RecordEpisodeStatistics(envs), replay
-        self.obs, _ = self.envs.reset(seed=args.seed + 1000 * first_step)  # resumed: other episodes
+            self.envs = [make_env(args.env) for _ in seeds]
+            self.obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds, strict=True)])
+        self.returns, self.lengths = np.zeros(count), np.zeros(count, int)  # of the episodes under way
         self.device_obs = torch.zeros(self.obs.shape, device=device)
-        self.action = torch.zeros(self.envs.action_space.shape, device=device)
+        self.action = torch.zeros(count, algorithm.action_dim, device=device)
         on_host = partial(torch.zeros, pin_memory=device == "cuda")
         self.host_obs, self.host_action = on_host(self.obs.shape), on_host(self.action.shape)
         self.acted = torch.cuda.Event() if device == "cuda" else None
@@ -813,14 +843,29 @@ class Collector:
             self.acted.synchronize()  # a step's one wait; not for the update, which is queued behind
         if action is None:
             action = np.nan_to_num(self.host_action.numpy())  # of a seed that diverged
-        obs, reward, terminated, truncated, info = self.envs.step(action)
-        next_obs, ended = obs.copy(), {}
-        for i in np.flatnonzero(terminated | truncated):  # there, obs is the next episode's first
-            next_obs[i], episode = info["final_obs"][i], info["episode"]
-            ended[i] = {"train/return": episode["r"][i], "train/length": episode["l"][i]}
+        if self.pipes:
+            for pipe, one_action in zip(self.pipes, action, strict=True):
+                pipe.send_bytes(one_action)
+            rows = self.receive()
+        else:
+            rows = np.stack([step_env(env, action[i]) for i, env in enumerate(self.envs)])
+        reward, terminated, truncated = rows[:, :3].T
+        next_obs, obs = np.split(rows[:, 3:], 2, axis=1)
         self.replay.add(self.obs, action, reward, next_obs, terminated, truncated)
-        self.obs = obs
+        self.obs, ended = obs, {}
+        self.returns += reward
+        self.lengths += 1
+        for i in np.flatnonzero(terminated + truncated):
+            ended[i] = {"train/return": self.returns[i], "train/length": self.lengths[i]}
+            self.returns[i] = self.lengths[i] = 0
         return ended
+
+    def receive(self) -> np.ndarray:
+        return np.stack([np.frombuffer(pipe.recv_bytes(), np.float32) for pipe in self.pipes])
+
+    def close(self) -> None:
+        for closable in self.envs + self.pipes:
+            closable.close()
 
 
 @cache  # once per process
@@ -1264,7 +1309,7 @@ def train_online(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run, ra
         replay.offline_ratio = torch.tensor(args.offline_ratio, device=replay.rows.device)
     run.between_steps(args.online_steps, loops)
     bar = {"desc": "online", "initial": first_step, "total": args.online_steps, "disable": None}
-    with closing(collector.envs):
+    with closing(collector):
         for step in tqdm(range(first_step, args.online_steps), **bar):
             collector.act()
             action = None

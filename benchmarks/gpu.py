@@ -5,7 +5,7 @@
     python benchmarks/gpu.py --device cpu --quick  does it run at all? (two minutes on a CPU)
 
 check     every script compiles with one, two and ten seeds, never falls back to eager, and has the eager numbers after
-          50 updates; a process per script, side by side
+          50 updates; a process per script and number of seeds, side by side
 speed     updates/s of all seeds together: TD3+BC and SAC offline, one and ten seeds, beside eager ones
 online    environment steps/s per seed of SAC, one update per step, with 1 and 10 seeds; beside it waiting for the device
           twice a step, as the scripts did before; and ten seeds with two more such runs on the card
@@ -26,8 +26,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +58,7 @@ class Args:
     minutes: float = 9.0  # nothing is begun after them
     out: str = "gpu.csv"  # table of all rows
     script: str | None = None  # check this one only, in this process
+    seeds: int = 1  # with --script
     busy: bool = False  # step environments and update until killed
 
 
@@ -137,21 +136,19 @@ class Table:
 
 
 def check_script(name: str, args: Args) -> None:
-    """Prints a line per number of seeds: the largest difference of compiled and eager parameters."""
+    """Prints the largest difference of compiled and eager parameters."""
     torch._inductor.config.fallback_random = True  # compiled code then draws the eager numbers
-    for seeds in (1, 2) if args.quick else (1, 2, 10):
-        states = []
-        for compile in ("off", "on"):
-            training = Training(name, seeds, args.device, compile)
-            torch.manual_seed(0)
-            for first in range(1, 11 if args.quick else 51):
-                training.loop(first)
-            states.append(tree_map(torch.Tensor.cpu, training.state))
-        same_step = training.loop.step is not training.loop.plain  # else it fell back to eager
-        pairs = zip(*map(tree_leaves, states), strict=True)
-        difference = max(((one - two).abs() / (1 + one.abs())).max().item() for one, two in pairs)
-        verdict = f"compiled, differs by {difference:.0e}" if same_step else "FELL BACK TO EAGER"
-        print(f"{name},{seeds},{verdict}", flush=True)
+    states = []
+    for compile in ("off", "on"):
+        training = Training(name, args.seeds, args.device, compile)
+        torch.manual_seed(0)
+        for first in range(1, 11 if args.quick else 51):
+            training.loop(first)
+        states.append(tree_map(torch.Tensor.cpu, training.state))
+    same_step = training.loop.step is not training.loop.plain  # else it fell back to eager
+    pairs = zip(*map(tree_leaves, states), strict=True)
+    difference = max(((one - two).abs() / (1 + one.abs())).max().item() for one, two in pairs)
+    print(f"compiled, differs by {difference:.0e}" if same_step else "FELL BACK TO EAGER", flush=True)
 
 
 def check_rows(args: Args) -> None:
@@ -168,37 +165,33 @@ def check_rows(args: Args) -> None:
         collector.act()
         training.loop(first)
         collector.step()
-    collector.envs.close()
+    collector.close()
     if not np.array_equal(training.replay.rings[:, :300].cpu().numpy(), np.stack(added, 1)):
         raise RuntimeError("rows in the ring are not those that were stored")
 
 
 def check(table: Table, args: Args) -> None:
     options = ["--device", args.device, *(["--quick"] if args.quick else [])]
-    command = [sys.executable, __file__, *options, "--script"]
 
-    def watch(name: str) -> None:
-        """Adds a row as soon as the process has one; kills it when the time is up."""
-        with (
-            tempfile.TemporaryFile("w+") as errors,
-            subprocess.Popen([*command, name], stdout=subprocess.PIPE, stderr=errors, text=True) as process,
-        ):
-            timer = threading.Timer(60 * args.minutes, process.kill)
-            timer.start()
-            for line in process.stdout:
-                if line.startswith(f"{name},"):
-                    _, seeds, verdict = line.strip().split(",", 2)
-                    table.write("check", name, int(seeds), verdict)
-            process.wait()
-            timer.cancel()
-            errors.seek(0)
-            last = (errors.read().splitlines() or [""])[-1]
-        if process.returncode:
-            table.write("check", name, 0, f"failed, exit status {process.returncode}: {last:.200}")
+    def watch(seeds: int, name: str) -> None:
+        """Adds the row of one process; kills it when the time is up."""
+        command = [sys.executable, __file__, *options, "--script", name, "--seeds", str(seeds)]
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, timeout=table.end - time.time())
+        except subprocess.TimeoutExpired:
+            table.write("check", name, seeds, "left out: no time")
+            return
+        if result.returncode:
+            error = (result.stderr.splitlines() or [""])[-1]
+            table.write("check", name, seeds, f"failed, exit status {result.returncode}: {error:.200}")
+        else:
+            table.write("check", name, seeds, result.stdout.splitlines()[-1])
 
     table.add("check", "300 stored rows are in the ring", 2, lambda: check_rows(args) or "yes")
-    with ThreadPoolExecutor(len(SCRIPTS) if args.device == "cuda" else 1) as pool:
-        list(pool.map(watch, SCRIPTS))
+    with ThreadPoolExecutor(20 if args.device == "cuda" else 1) as pool:
+        counts = (1, 2) if args.quick else (10, 1, 2)
+        for _ in pool.map(watch, *zip(*itertools.product(counts, SCRIPTS), strict=True)):
+            pass
 
 
 def offline_rate(name: str, seeds: int, args: Args, compile: str = "on", per_call: int = 10) -> float:
@@ -241,7 +234,7 @@ def online_rate(seeds: int, args: Args, waits: bool = False) -> float:
     try:
         return rate(step, 1, args, seconds=8.0)
     finally:
-        collector.envs.close()
+        collector.close()
 
 
 def online(table: Table, args: Args) -> None:
