@@ -334,7 +334,7 @@ ALGORITHM, FAMILY = SAC, "sac"  # the family of checkpoints that fit each other
 
 SCRIPT, BUNDLED = Path(__file__).stem, (Path(__file__).resolve().parent / "datasets").resolve()
 FORMAT = 2  # of checkpoint.pt and resume.pt; files of the first format name none
-DEFAULT_DATASETS = {"Hopper": "hopper/medium-replay-v0"}  # what --dataset is when it is not given
+DEFAULT_DATASETS = {"Hopper": "hopper/medium-replay-v0", "HalfCheetah": "halfcheetah/medium-v0"}  # bundled
 D4RL_SCORES = {  # returns of a random and of an expert policy (Fu et al. 2020, arXiv 2004.07219)
     "HalfCheetah": [-280.178953, 12135.0],
     "Hopper": [-20.272305, 3234.3],

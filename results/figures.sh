@@ -29,19 +29,24 @@ methods() {  # ten seeds of four methods, two seeds of the others; until 10k ste
 }
 
 chapter() {
-    draw results/chapter/runs results/chapter/second \
-        --label 'SAC finetuned' --label 'SAC finetuned, format 1' --label 'SAC from scratch*' --label '*Q-filter*format 1' \
-        --rename 'SAC finetuned=finetuned, today' --rename 'SAC finetuned, format 1=finetuned, first version' \
-        --rename 'SAC finetuned, Q-filter 25, format 1=finetuned with the Q-filter, first version' \
-        --rename 'SAC from scratch, critic lr 0.001, alpha lr 0.001, format 2=scratch, today' \
-        --rename 'SAC from scratch, critic lr 0.0003, alpha lr 0.0003, layer norm 1, format 1=scratch, first version (weak settings)' \
-        --out results/chapter/curves
-    local today=(results/chapter/second --label 'SAC finetuned' --label 'SAC from scratch')
-    local others=(--label 'SAC finetuned, Q-filter 25' --label 'SAC finetuned, online rows only')
-    draw "${today[@]}" "${others[@]}" --out results/chapter/second/curves
-    draw "${today[@]}" "${others[@]}" --until 30000 --out results/chapter/second/at30k
-    draw "${today[@]}" --until 45000 --out results/chapter/second/at45k
-    rm results/chapter/second/at*.png
+    local H=results/chapter/runs/Hopper-v4
+    local finetuned=("$H"/online_finetune_sac-medium-replay-from*) rows=("$H"/online_finetune_sac-offline-ratio-0*)
+    local others=("$H"/sac_scratch* "$H"/*q-filter*)
+    local names=(--rename 'SAC finetuned=pretrained, finetuned')
+    local row_names=(--rename 'SAC finetuned, online rows only=finetuned, online rows only')
+    local other_names=(--rename 'SAC from scratch=from scratch'
+        --rename 'SAC from scratch with data, offline ratio 0.5=from scratch, half of each batch offline rows'
+        --rename 'SAC finetuned, Q-filter 25=finetuned, Q-filter 25')
+    for step in 25000 45000 50000 100000; do
+        draw "${finetuned[@]}" "${rows[@]}" "${others[@]}" "${names[@]}" "${row_names[@]}" "${other_names[@]}" \
+            --until "$step" --out results/chapter/at$step
+    done
+    draw "${finetuned[@]}" "${others[@]}" "${names[@]}" "${other_names[@]}" --out results/chapter/return
+    draw "${finetuned[@]}" "${rows[@]}" "${names[@]}" "${row_names[@]}" --out results/chapter/rows
+    rm results/chapter/at*.png results/chapter/{return,rows}*.csv  # all rows are in at100000.csv
+    draw results/chapter/first --label 'SAC finetuned*' --label 'SAC from scratch*' \
+        --rename 'SAC finetuned=finetuned' --rename 'SAC finetuned, Q-filter 25=finetuned, Q-filter 25' \
+        --rename 'SAC from scratch=from scratch, weak settings' --out results/chapter/first/curves
 }
 
 sac() {
