@@ -54,8 +54,7 @@ from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import pairwise
-from multiprocessing import Pipe, get_context, parent_process
-from multiprocessing.connection import Connection
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, NoReturn
 
@@ -440,12 +439,12 @@ class Adapter(gym.Wrapper):
 def make_env(env_id: str) -> Adapter:
     if parent_process():  # one of the run's processes, not the run's own
         work_beside()
-    with warnings.catch_warnings(action="ignore"):  # "Hopper-v4 is out of date"
-        env = Adapter(gym.make(env_id, disable_env_checker=True))
-    mujoco = sys.modules.get("mujoco")
-    if mujoco:  # or it writes its warnings to a file in the working directory
+    if find_spec("mujoco"):  # its warnings would go to the terminal and to a file in the working directory
+        import mujoco
+
         mujoco.set_mju_user_warning(lambda message: None)
-    return env
+    with warnings.catch_warnings(action="ignore"):  # "Hopper-v4 is out of date"
+        return Adapter(gym.make(env_id, disable_env_checker=True))
 
 
 def open_env(env_id: str) -> Adapter:
@@ -756,21 +755,16 @@ def step_env(env: Adapter, action: np.ndarray) -> np.ndarray:
     return np.concatenate([[reward, terminated, truncated], next_obs, obs], dtype=np.float32)
 
 
-def serve_env(pipe: Connection, env_id: str, seed: int) -> None:
-    """A process that steps one environment, until the run closes its end of the pipe."""
-    env = make_env(env_id)
-    pipe.send_bytes(env.reset(seed=seed)[0])
-    with suppress(EOFError):
-        while True:
-            pipe.send_bytes(step_env(env, np.frombuffer(pipe.recv_bytes(), np.float32)))
-
-
-def start_env(env_id: str, seed: int) -> Connection:
-    """The pipe to a new process of `serve_env`."""
-    pipe, their_end = Pipe()
-    get_context("spawn").Process(target=serve_env, args=(their_end, env_id, seed), daemon=True).start()
-    their_end.close()  # so that the end of the process is an error here, not a wait
-    return pipe
+def serve_env(env_id: str, seed: int, memory, turn, stepped) -> None:
+    """A process that steps one environment whenever it is its `turn`; see Collector.start_processes."""
+    env, shared = make_env(env_id), np.frombuffer(memory, np.float32)
+    action, row = np.split(shared, env.action_space.shape)  # views
+    obs, _ = env.reset(seed=seed)
+    row[-len(obs) :] = obs
+    while True:
+        stepped.release()
+        turn.acquire()
+        row[:] = step_env(env, action)
 
 
 class Collector:
@@ -779,10 +773,10 @@ class Collector:
     def __init__(self, algorithm: ALGORITHM, state: dict, replay: Replay, args: Args, first_step: int):
         count, device = args.num_seeds, replay.rows.device.type
         seeds = [args.seed + 1000 * first_step + i for i in range(count)]  # resumed: other episodes
-        self.envs, self.pipes, self.replay = [], [], replay
+        self.envs, self.processes, self.replay = [], [], replay
         if count > 1 and num_cores() >= 8:
-            self.pipes = [start_env(args.env, seed) for seed in seeds]
-            self.obs = self.receive()
+            self.start_processes(args.env, seeds, algorithm)
+            self.obs = np.stack([shared[-algorithm.obs_dim :] for shared in self.shared])
         else:
             self.envs = [make_env(args.env) for _ in seeds]
             self.obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds, strict=True)])
@@ -817,10 +811,13 @@ class Collector:
             self.acted.synchronize()  # a step's one wait; not for the update, which is queued behind
         if action is None:
             action = np.nan_to_num(self.host_action.numpy())  # of a seed that diverged
-        if self.pipes:
-            for pipe, one_action in zip(self.pipes, action, strict=True):
-                pipe.send_bytes(one_action)
-            rows = self.receive()
+        if self.processes:
+            action_dim = action.shape[1]
+            for shared, turn, one_action in zip(self.shared, self.turns, action, strict=True):
+                shared[:action_dim] = one_action
+                turn.release()
+            self.wait()
+            rows = np.stack([shared[action_dim:] for shared in self.shared])
         else:
             rows = np.stack([step_env(env, action[i]) for i, env in enumerate(self.envs)])
         reward, terminated, truncated = rows[:, :3].T
@@ -834,12 +831,36 @@ class Collector:
             self.returns[i] = self.lengths[i] = 0
         return ended
 
-    def receive(self) -> np.ndarray:
-        return np.stack([np.frombuffer(pipe.recv_bytes(), np.float32) for pipe in self.pipes])
+    def start_processes(self, env_id: str, seeds: list[int], algorithm: ALGORITHM) -> None:
+        """A process per environment; they share its action and what `step_env` returns, (A + 3 + 2 O,).
+
+        Semaphores say whose turn it is: with ten environments that is several times faster than pipes.
+        """
+        context, size = get_context("spawn"), algorithm.action_dim + 3 + 2 * algorithm.obs_dim
+        self.stepped, self.turns, self.shared = context.Semaphore(0), [], []
+        for seed in seeds:
+            memory, turn = context.RawArray("f", size), context.Semaphore(0)
+            arguments = env_id, seed, memory, turn, self.stepped
+            process = context.Process(target=serve_env, args=arguments, daemon=True)
+            process.start()
+            self.processes.append(process)
+            self.turns.append(turn)
+            self.shared.append(np.frombuffer(memory, np.float32))
+        self.wait()
+
+    def wait(self) -> None:
+        """Until each process has stepped; raises if one has ended."""
+        for _ in self.processes:
+            while not self.stepped.acquire(timeout=1):
+                if not all(process.is_alive() for process in self.processes):
+                    self.close()
+                    raise RuntimeError("the process of an environment ended; what it said stands above")
 
     def close(self) -> None:
-        for closable in self.envs + self.pipes:
-            closable.close()
+        for env in self.envs:
+            env.close()
+        for process in self.processes:
+            process.kill()  # it ignores milder signals
 
 
 @cache  # once per process
@@ -1218,13 +1239,13 @@ def train_online(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run, ra
     """Act, queue the update, step meanwhile, store; the first `random_steps` actions are uniform."""
     args, run.phase, first_step = run.args, "online", run.env_step
     updates = update_loop(algorithm, state, replay, args, args.online_steps * args.updates_per_step)
-    collector = Collector(algorithm, state, replay, args, first_step)
-    loops, first_update = [updates, collector.loop], first_online_update(args, replay.num_offline)
+    first_update = first_online_update(args, replay.num_offline)
     if args.offline_ratio is not None and replay.num_offline:
         replay.offline_ratio = torch.tensor(args.offline_ratio, device=replay.rows.device)
-    run.between_steps(args.online_steps, loops)
     bar = {"desc": "online", "initial": first_step, "total": args.online_steps, "disable": None}
-    with closing(collector):
+    with closing(Collector(algorithm, state, replay, args, first_step)) as collector:
+        loops = [updates, collector.loop]
+        run.between_steps(args.online_steps, loops)
         for step in tqdm(range(first_step, args.online_steps), **bar):
             collector.act()
             action = None

@@ -416,12 +416,12 @@ class Adapter(gym.Wrapper):
 def make_env(env_id: str) -> Adapter:
     if parent_process():  # one of the run's processes, not the run's own
         work_beside()
-    with warnings.catch_warnings(action="ignore"):  # "Hopper-v4 is out of date"
-        env = Adapter(gym.make(env_id, disable_env_checker=True))
-    mujoco = sys.modules.get("mujoco")
-    if mujoco:  # or it writes its warnings to a file in the working directory
+    if find_spec("mujoco"):  # its warnings would go to the terminal and to a file in the working directory
+        import mujoco
+
         mujoco.set_mju_user_warning(lambda message: None)
-    return env
+    with warnings.catch_warnings(action="ignore"):  # "Hopper-v4 is out of date"
+        return Adapter(gym.make(env_id, disable_env_checker=True))
 
 
 def open_env(env_id: str) -> Adapter:

@@ -4,6 +4,7 @@ import json
 import math
 import pwd
 import shutil
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -644,6 +645,21 @@ def test_the_true_last_observation_and_the_kind_of_end_are_stored(env_id):
     assert [ended[19][i]["train/length"] for i in (0, 1)] == [10, 10]
     _, replay = collector_of("odd_envs:Line-v0", steps=6, action=1.0)
     assert (replay.ring_ends == 1).sum() == 2 and (replay.ring_ends == 2).sum() == 0
+
+
+def test_environments_in_processes_of_their_own_give_the_same_rows(monkeypatch):
+    """And the end of a process is an error, not a wait."""
+    ended, replay = collector_of("odd_envs:Line-v0")
+    monkeypatch.setattr(script, "num_cores", lambda: 8)
+    collector = new_collector("odd_envs:Line-v0")
+    with closing(collector):
+        assert len(collector.processes) == 2 and not collector.envs
+        assert [collector.step(np.zeros((2, 1), np.float32)) for _ in range(25)] == ended
+        assert torch.equal(collector.replay.rings, replay.rings)
+        np.testing.assert_array_equal(collector.replay.ring_ends, replay.ring_ends)
+        collector.processes[1].kill()
+        with pytest.raises(RuntimeError, match="process of an environment ended"):
+            collector.step(np.zeros((2, 1), np.float32))
 
 
 def test_a_step_waits_once_for_the_actions_that_were_queued():
