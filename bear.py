@@ -814,7 +814,7 @@ def step_env(env: Adapter, action: np.ndarray) -> np.ndarray:
 
 
 def serve_env(env_id: str, seed: int, memory, turn, stepped) -> None:
-    """A process that steps one environment whenever it is its `turn`; see Collector.start_processes."""
+    """A process that steps one environment whenever it is its `turn`."""
     env, shared = make_env(env_id), np.frombuffer(memory, np.float32)
     action, row = np.split(shared, env.action_space.shape)  # views
     obs, _ = env.reset(seed=seed)
@@ -825,19 +825,67 @@ def serve_env(env_id: str, seed: int, memory, turn, stepped) -> None:
         row[:] = step_env(env, action)
 
 
+class TrainingEnvs:
+    """One environment per seed, stepped in turn; where there are 8 cores each in a process of its own.
+
+    Such a process and the run share the action and what `step_env` returns. Semaphores say whose turn it is:
+    with ten environments that is several times faster than a pipe to each.
+    """
+
+    def __init__(self, env_id: str, seeds: list[int], obs_dim: int, action_dim: int):
+        self.envs, self.processes, self.action_dim = [], [], action_dim
+        if len(seeds) == 1 or num_cores() < 8:
+            self.envs = [make_env(env_id) for _ in seeds]
+            self.obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds, strict=True)])
+            return
+        context = get_context("spawn")
+        self.stepped, self.turns, self.shared = context.Semaphore(0), [], []
+        for seed in seeds:
+            memory, turn = context.RawArray("f", action_dim + 3 + 2 * obs_dim), context.Semaphore(0)
+            arguments = env_id, seed, memory, turn, self.stepped
+            self.processes.append(context.Process(target=serve_env, args=arguments, daemon=True))
+            self.turns.append(turn)
+            self.shared.append(np.frombuffer(memory, np.float32))
+            self.processes[-1].start()
+        self.wait()
+        self.obs = np.stack([shared[-obs_dim:] for shared in self.shared])
+
+    def wait(self) -> None:
+        """Until each process has stepped; raises if one has ended."""
+        for _ in self.processes:
+            while not self.stepped.acquire(timeout=1):
+                if not all(process.is_alive() for process in self.processes):
+                    self.close()
+                    raise RuntimeError("the process of an environment ended; what it said stands above")
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, ...]:
+        """With actions (S, A): reward, terminated, truncated (S,), next_obs (S, O); renews `obs`."""
+        if self.envs:
+            rows = np.stack([step_env(env, action[i]) for i, env in enumerate(self.envs)])
+        else:
+            for i, turn in enumerate(self.turns):
+                self.shared[i][: self.action_dim] = action[i]
+                turn.release()
+            self.wait()
+            rows = np.stack([shared[self.action_dim :] for shared in self.shared])
+        next_obs, self.obs = np.split(rows[:, 3:], 2, axis=1)
+        return *rows[:, :3].T, next_obs
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+        for process in self.processes:
+            process.kill()  # it ignores milder signals
+
+
 class Collector:
-    """Steps the training environments, one per seed, into the replay; on 8 cores a process each."""
+    """Acts in the training environments and stores what happens."""
 
     def __init__(self, algorithm: ALGORITHM, state: dict, replay: Replay, args: Args, first_step: int):
         count, device = args.num_seeds, replay.rows.device.type
         seeds = [args.seed + 1000 * first_step + i for i in range(count)]  # resumed: other episodes
-        self.envs, self.processes, self.replay = [], [], replay
-        if count > 1 and num_cores() >= 8:
-            self.start_processes(args.env, seeds, algorithm)
-            self.obs = np.stack([shared[-algorithm.obs_dim :] for shared in self.shared])
-        else:
-            self.envs = [make_env(args.env) for _ in seeds]
-            self.obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds, strict=True)])
+        self.envs = TrainingEnvs(args.env, seeds, algorithm.obs_dim, algorithm.action_dim)
+        self.replay, self.obs = replay, self.envs.obs
         self.returns, self.lengths = np.zeros(count), np.zeros(count, int)  # of the episodes under way
         self.device_obs = torch.zeros(self.obs.shape, device=device)
         self.action = torch.zeros(count, algorithm.action_dim, device=device)
@@ -869,56 +917,15 @@ class Collector:
             self.acted.synchronize()  # a step's one wait; not for the update, which is queued behind
         if action is None:
             action = np.nan_to_num(self.host_action.numpy())  # of a seed that diverged
-        if self.processes:
-            action_dim = action.shape[1]
-            for shared, turn, one_action in zip(self.shared, self.turns, action, strict=True):
-                shared[:action_dim] = one_action
-                turn.release()
-            self.wait()
-            rows = np.stack([shared[action_dim:] for shared in self.shared])
-        else:
-            rows = np.stack([step_env(env, action[i]) for i, env in enumerate(self.envs)])
-        reward, terminated, truncated = rows[:, :3].T
-        next_obs, obs = np.split(rows[:, 3:], 2, axis=1)
+        reward, terminated, truncated, next_obs = self.envs.step(action)
         self.replay.add(self.obs, action, reward, next_obs, terminated, truncated)
-        self.obs, ended = obs, {}
+        self.obs, ended = self.envs.obs, {}
         self.returns += reward
         self.lengths += 1
         for i in np.flatnonzero(terminated + truncated):
             ended[i] = {"train/return": self.returns[i], "train/length": self.lengths[i]}
             self.returns[i] = self.lengths[i] = 0
         return ended
-
-    def start_processes(self, env_id: str, seeds: list[int], algorithm: ALGORITHM) -> None:
-        """A process per environment; they share its action and what `step_env` returns, (A + 3 + 2 O,).
-
-        Semaphores say whose turn it is: with ten environments that is several times faster than pipes.
-        """
-        context, size = get_context("spawn"), algorithm.action_dim + 3 + 2 * algorithm.obs_dim
-        self.stepped, self.turns, self.shared = context.Semaphore(0), [], []
-        for seed in seeds:
-            memory, turn = context.RawArray("f", size), context.Semaphore(0)
-            arguments = env_id, seed, memory, turn, self.stepped
-            process = context.Process(target=serve_env, args=arguments, daemon=True)
-            process.start()
-            self.processes.append(process)
-            self.turns.append(turn)
-            self.shared.append(np.frombuffer(memory, np.float32))
-        self.wait()
-
-    def wait(self) -> None:
-        """Until each process has stepped; raises if one has ended."""
-        for _ in self.processes:
-            while not self.stepped.acquire(timeout=1):
-                if not all(process.is_alive() for process in self.processes):
-                    self.close()
-                    raise RuntimeError("the process of an environment ended; what it said stands above")
-
-    def close(self) -> None:
-        for env in self.envs:
-            env.close()
-        for process in self.processes:
-            process.kill()  # it ignores milder signals
 
 
 @cache  # once per process
@@ -1360,8 +1367,9 @@ def train_online(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run, ra
     if args.offline_ratio is not None and replay.num_offline:
         replay.offline_ratio = torch.tensor(args.offline_ratio, device=replay.rows.device)
     bar = {"desc": "online", "initial": first_step, "total": args.online_steps, "disable": None}
-    with closing(Collector(algorithm, state, replay, args, first_step)) as collector:
-        loops = [updates, collector.loop]
+    collector = Collector(algorithm, state, replay, args, first_step)
+    loops = [updates, collector.loop]
+    with closing(collector.envs):
         run.between_steps(args.online_steps, loops)
         for step in tqdm(range(first_step, args.online_steps), **bar):
             collector.act()

@@ -9,7 +9,8 @@ check     every script compiles with one, two and ten seeds, never falls back to
 speed     updates/s of all seeds together: TD3+BC and SAC offline, one and ten seeds, beside eager ones
 online    environment steps/s per seed of SAC, one update per step, with 1 and 10 seeds; beside it waiting for the device
           twice a step, as the scripts did before; and ten seeds with two more such runs on the card
-workers   steps/s of ten Hoppers alone: in this process, ten processes, and two to five that step several each
+workers   steps/s of ten Hoppers alone: in this process; Gymnasium's ten; two to ten with a pipe; as the scripts do,
+          ten with shared memory and semaphores
 variants  of TD3+BC and SAC with ten seeds and one: Inductor's joined kernels, no metrics, updates per CUDA graph, the
           critics' last layer as a matrix product instead of multiply-and-sum
 growth    SAC offline over 1, 2, 5, 10, 20, 50 seeds
@@ -177,7 +178,7 @@ def check_rows(args: Args) -> None:
         collector.act()
         training.loop(first)
         collector.step()
-    collector.close()
+    collector.envs.close()
     if not np.array_equal(training.replay.rings[:, :300].cpu().numpy(), np.stack(added, 1)):
         raise RuntimeError("rows in the ring are not those that were stored")
 
@@ -246,7 +247,7 @@ def online_rate(seeds: int, args: Args, waits: bool = False) -> float:
     try:
         return rate(step, 1, args, seconds=8.0)
     finally:
-        collector.close()
+        collector.envs.close()
 
 
 def online(table: Table, args: Args) -> None:
@@ -360,6 +361,19 @@ def workers(table: Table, args: Args) -> None:
     for sizes in ([5, 5], [4, 3, 3], [2] * 5, [1] * 10):
         what = f"{len(sizes)} processes, a pipe each"
         table.add("workers", what, 10, lambda sizes=sizes: group_rate(sizes, args), unit)
+    table.add("workers", "10 processes, semaphores, as the scripts", 10, lambda: own_rate(args), unit)
+
+
+def own_rate(args: Args) -> float:
+    import sac_scratch
+
+    sac_scratch.num_cores = lambda: 8  # or fewer cores than that keep them in this process
+    envs = sac_scratch.TrainingEnvs("Hopper-v4", list(range(10)), OBS_DIM, ACTION_DIM)
+    actions = np.zeros((10, ACTION_DIM), np.float32)
+    try:
+        return rate(lambda: envs.step(actions), 1, args)
+    finally:
+        envs.close()
 
 
 def variants(table: Table, args: Args) -> None:
