@@ -34,6 +34,7 @@ not; the Q-filter is ours.
     python awac.py --num-seeds 10 --online-steps 50000                        in full (a GPU is advised)
 """
 
+import atexit
 import csv
 import hashlib
 import json
@@ -445,8 +446,6 @@ class Adapter(gym.Wrapper):
 
 
 def make_env(env_id: str) -> Adapter:
-    if parent_process():  # one of the run's processes, not the run's own
-        work_beside()
     if find_spec("mujoco"):  # its warnings would go to the terminal and to a file in the working directory
         import mujoco
 
@@ -765,12 +764,14 @@ def step_env(env: Adapter, action: np.ndarray) -> np.ndarray:
 
 def serve_env(env_id: str, seed: int, memory, turn, stepped) -> None:
     """A process that steps one environment whenever it is its `turn`."""
+    work_beside()
     env, shared = make_env(env_id), np.frombuffer(memory, np.float32)
-    action, row = np.split(shared, env.action_space.shape)  # views
+    size = env.action_space.shape[0]
+    action, row = shared[:size], shared[size:]
     obs, _ = env.reset(seed=seed)
     row[-len(obs) :] = obs
     while True:
-        stepped.release()
+        stepped.release()  # the first time: it has been reset
         turn.acquire()
         row[:] = step_env(env, action)
 
@@ -783,20 +784,24 @@ class TrainingEnvs:
     """
 
     def __init__(self, env_id: str, seeds: list[int], obs_dim: int, action_dim: int):
-        self.envs, self.processes, self.action_dim = [], [], action_dim
+        self.local, self.processes, self.action_dim = [], [], action_dim
         if len(seeds) == 1 or num_cores() < 8:
-            self.envs = [make_env(env_id) for _ in seeds]
-            self.obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds, strict=True)])
+            self.local = [make_env(env_id) for _ in seeds]
+            resets = [env.reset(seed=seed) for env, seed in zip(self.local, seeds, strict=True)]
+            self.obs = np.stack([obs for obs, _ in resets])
             return
         context = get_context("spawn")
         self.stepped, self.turns, self.shared = context.Semaphore(0), [], []
+        atexit.register(self.close)  # whatever happens: Python waits for its processes before it exits
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # inherited: a stop is for the run alone
         for seed in seeds:
             memory, turn = context.RawArray("f", action_dim + 3 + 2 * obs_dim), context.Semaphore(0)
-            arguments = env_id, seed, memory, turn, self.stepped
-            self.processes.append(context.Process(target=serve_env, args=arguments, daemon=True))
+            process = context.Process(target=serve_env, args=(env_id, seed, memory, turn, self.stepped))
+            process.start()
+            self.processes.append(process)
             self.turns.append(turn)
             self.shared.append(np.frombuffer(memory, np.float32))
-            self.processes[-1].start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         self.wait()
         self.obs = np.stack([shared[-obs_dim:] for shared in self.shared])
 
@@ -805,16 +810,15 @@ class TrainingEnvs:
         for _ in self.processes:
             while not self.stepped.acquire(timeout=1):
                 if not all(process.is_alive() for process in self.processes):
-                    self.close()
                     raise RuntimeError("the process of an environment ended; what it said stands above")
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, ...]:
         """With actions (S, A): reward, terminated, truncated (S,), next_obs (S, O); renews `obs`."""
-        if self.envs:
-            rows = np.stack([step_env(env, action[i]) for i, env in enumerate(self.envs)])
+        if self.local:
+            rows = np.stack([step_env(env, action[i]) for i, env in enumerate(self.local)])
         else:
-            for i, turn in enumerate(self.turns):
-                self.shared[i][: self.action_dim] = action[i]
+            for shared, turn, one_action in zip(self.shared, self.turns, action, strict=True):
+                shared[: self.action_dim] = one_action
                 turn.release()
             self.wait()
             rows = np.stack([shared[self.action_dim :] for shared in self.shared])
@@ -822,7 +826,7 @@ class TrainingEnvs:
         return *rows[:, :3].T, next_obs
 
     def close(self) -> None:
-        for env in self.envs:
+        for env in self.local:
             env.close()
         for process in self.processes:
             process.kill()  # it ignores milder signals
@@ -835,12 +839,12 @@ class Collector:
         count, device = args.num_seeds, replay.rows.device.type
         seeds = [args.seed + 1000 * first_step + i for i in range(count)]  # resumed: other episodes
         self.envs = TrainingEnvs(args.env, seeds, algorithm.obs_dim, algorithm.action_dim)
-        self.replay, self.obs = replay, self.envs.obs
+        self.replay, obs = replay, self.envs.obs
         self.returns, self.lengths = np.zeros(count), np.zeros(count, int)  # of the episodes under way
-        self.device_obs = torch.zeros(self.obs.shape, device=device)
+        self.device_obs = torch.zeros(obs.shape, device=device)
         self.action = torch.zeros(count, algorithm.action_dim, device=device)
         on_host = partial(torch.zeros, pin_memory=device == "cuda")
-        self.host_obs, self.host_action = on_host(self.obs.shape), on_host(self.action.shape)
+        self.host_obs, self.host_action = on_host(obs.shape), on_host(self.action.shape)
         self.acted = torch.cuda.Event() if device == "cuda" else None
 
         def step(_: bool) -> dict:
@@ -854,7 +858,7 @@ class Collector:
 
     def act(self) -> None:
         """Queues the choice of actions (S, A); nothing here waits for the device."""
-        self.host_obs.copy_(torch.from_numpy(self.obs))
+        self.host_obs.copy_(torch.from_numpy(self.envs.obs))
         self.device_obs.copy_(self.host_obs, non_blocking=True)
         self.loop()
         self.host_action.copy_(self.action, non_blocking=True)
@@ -867,9 +871,9 @@ class Collector:
             self.acted.synchronize()  # a step's one wait; not for the update, which is queued behind
         if action is None:
             action = np.nan_to_num(self.host_action.numpy())  # of a seed that diverged
+        obs, ended = self.envs.obs, {}
         reward, terminated, truncated, next_obs = self.envs.step(action)
-        self.replay.add(self.obs, action, reward, next_obs, terminated, truncated)
-        self.obs, ended = self.envs.obs, {}
+        self.replay.add(obs, action, reward, next_obs, terminated, truncated)
         self.returns += reward
         self.lengths += 1
         for i in np.flatnonzero(terminated + truncated):
@@ -878,7 +882,6 @@ class Collector:
         return ended
 
 
-@cache  # once per process
 def work_beside() -> None:
     """For a process beside the run: stop signals are for the run itself; without the run, it ends."""
     torch.set_num_threads(1)
@@ -1136,7 +1139,7 @@ class Run:
             raise SystemExit(ends[kind])
 
     def stop(self, number: int, _) -> None:
-        """Handles a stop signal; another one, a second later, ends the run at once and unsaved."""
+        """Handles a stop signal; another one, a second later, ends the run unsaved."""
         if not self.stop_signal:
             self.stop_signal, self.stopped_at = number, time.time()
             try:

@@ -414,8 +414,6 @@ class Adapter(gym.Wrapper):
 
 
 def make_env(env_id: str) -> Adapter:
-    if parent_process():  # one of the run's processes, not the run's own
-        work_beside()
     if find_spec("mujoco"):  # its warnings would go to the terminal and to a file in the working directory
         import mujoco
 
@@ -722,7 +720,6 @@ def update_loop(algorithm: ALGORITHM, state: dict, replay: Replay, args: Args, t
     return Loop(step, device, args, compiled)
 
 
-@cache  # once per process
 def work_beside() -> None:
     """For a process beside the run: stop signals are for the run itself; without the run, it ends."""
     torch.set_num_threads(1)
@@ -935,7 +932,7 @@ class Run:
             raise SystemExit(ends[kind])
 
     def stop(self, number: int, _) -> None:
-        """Handles a stop signal; another one, a second later, ends the run at once and unsaved."""
+        """Handles a stop signal; another one, a second later, ends the run unsaved."""
         if not self.stop_signal:
             self.stop_signal, self.stopped_at = number, time.time()
             try:

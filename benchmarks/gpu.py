@@ -294,8 +294,9 @@ def work(args: Args) -> None:
 
 def serve(pipe, count: int) -> None:
     """A process that steps `count` environments in turn."""
-    from sac_scratch import make_env
+    from sac_scratch import make_env, work_beside
 
+    work_beside()
     envs = [make_env("Hopper-v4") for _ in range(count)]
     for env in envs:
         env.reset()

@@ -86,6 +86,14 @@ medium() {
         --out results/medium/curves
 }
 
+halfcheetah() {
+    draw results/halfcheetah/runs --split --label 'SAC from scratch' --label '*online*' \
+        --rename 'SAC from scratch=SAC from scratch' --rename 'TD3 online=TD3' --rename 'TD3+BC online=TD3-BC' \
+        --rename 'TD3 online, online rows only=TD3, online rows only' \
+        --rename 'TD3-C online, epsilon 0.001=TD3-C, epsilon 1e-3' --rename 'TD3-C online, epsilon 1e-05=TD3-C, epsilon 1e-5' \
+        --rename 'IQL online=IQL' --rename 'AWAC online=AWAC' --out results/halfcheetah/curves
+}
+
 td3() {
     draw results/td3/runs --split --rename 'TD3 online=TD3' --rename 'TD3+BC online=TD3-BC' \
         --rename 'TD3-C online, epsilon 0.001=TD3-C, epsilon 1e-3' --rename 'TD3-C online, epsilon 1e-05=TD3-C, epsilon 1e-5' \
@@ -150,7 +158,7 @@ o3f() {
 }
 
 for folder in "${@:-}"; do
-    for one in ${folder:-methods awac chapter sac medium td3 random cql iql_awac o3f}; do
+    for one in ${folder:-methods awac chapter sac medium halfcheetah td3 random cql iql_awac o3f}; do
         "$one"
     done
 done

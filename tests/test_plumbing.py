@@ -653,7 +653,7 @@ def test_environments_in_processes_of_their_own_give_the_same_rows(monkeypatch):
     monkeypatch.setattr(script, "num_cores", lambda: 8)
     collector = new_collector("odd_envs:Line-v0")
     with closing(collector.envs):
-        assert len(collector.envs.processes) == 2 and not collector.envs.envs
+        assert len(collector.envs.processes) == 2 and not collector.envs.local
         assert [collector.step(np.zeros((2, 1), np.float32)) for _ in range(25)] == ended
         assert torch.equal(collector.replay.rings, replay.rings)
         np.testing.assert_array_equal(collector.replay.ring_ends, replay.ring_ends)

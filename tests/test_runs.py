@@ -457,6 +457,27 @@ def test_a_signal_to_the_whole_group_saves_and_the_run_goes_on_with_all_rows(cal
         assert torch.load(folder / seed / "checkpoint.pt")["gradient_step"] == 550
 
 
+def test_a_signal_while_environments_start_in_processes_stops_the_run(call):
+    command = (
+        "--env odd_envs:Line-v0 --hidden-dim 8 --compile off --device cpu --online-steps 6000 --num-seeds 2"
+    )
+    process = start("sac_scratch", command, cores=8)
+    wait_for(lambda: list(Path("runs").rglob("config.json")), process)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    out = finish(process)
+    assert process.returncode == 128 + signal.SIGINT and "Traceback" not in out, out
+    wait_until_gone(process.pid)
+
+
+def test_processes_of_environments_that_nobody_closed_do_not_hold_up_the_exit(call):
+    program = (
+        "import sac_scratch as m; m.num_cores = lambda: 8; m.TrainingEnvs('odd_envs:Line-v0', [1, 2], 2, 1)"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    subprocess.run([sys.executable, "-c", program], env=environment, timeout=120, check=True)
+
+
 @pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
 def test_a_hang_up_stops_a_run_unless_it_is_ignored_as_under_nohup(call, monkeypatch, before):
     """With its terminal, the run loses the place to write to."""
