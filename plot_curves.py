@@ -445,7 +445,6 @@ def draw_panel(ax, curves, args, front, width):
             ax.axhline(curve.row["start"], **grey, ls="--", label="pretrained score")
     y_label = "normalised score (%)" if args.y == "score" else "evaluation return"
     ax.set_title(textwrap.fill(front.title if front else what(curves), width))
-    ax.set_xlabel(textwrap.fill(f"{curves[0].env}: " * bool(front) + X_LABELS[x_axis], width))
     ax.set_ylabel((args.metric or y_label) * ax.get_subplotspec().is_first_col())
     ax.xaxis.set_major_formatter(short)
     ax.grid(color="0.92", lw=0.6)
@@ -465,6 +464,9 @@ def make_figure(curves, args):
         shared = {"sharex": axes.get(env), "sharey": axes.get(env)}
         axes[env] = figure.add_subplot(num_rows, num_columns, i + 1, **shared)
         draw_panel(axes[env], groups[env], args, front, width=90 // num_columns)
+        named = f"{env}: " if front and len(groups) > 1 else ""
+        label = named + X_LABELS[curves[0].x_axis]
+        axes[env].set_xlabel(textwrap.fill(label, 90 // num_columns))
         handles |= {line.get_label(): line for line in axes[env].get_legend_handles_labels()[0]}
     if max(curve.num_seeds for curve in curves) > 1:
         handles["95% bootstrap interval over seeds"] = Patch(color="0.45", alpha=0.3, lw=0)
