@@ -294,7 +294,7 @@ def work(args: Args) -> None:
 
 def serve(pipe, count: int) -> None:
     """A process that steps `count` environments in turn."""
-    from sac_scratch import make_env, work_beside
+    from sac_scratch import make_env, step_env, work_beside
 
     work_beside()
     envs = [make_env("Hopper-v4") for _ in range(count)]
@@ -305,12 +305,7 @@ def serve(pipe, count: int) -> None:
         action = np.frombuffer(pipe.recv_bytes(), np.float32).reshape(-1, ACTION_DIM)
         if not len(action):
             return
-        rows = []
-        for env, one in zip(envs, action, strict=True):
-            next_obs, reward, terminated, truncated, _ = env.step(one)
-            obs = env.reset()[0] if terminated or truncated else next_obs
-            rows.append(np.concatenate([next_obs, obs, [reward, terminated, truncated]], dtype=np.float32))
-        pipe.send_bytes(np.stack(rows))
+        pipe.send_bytes(np.stack([step_env(env, one) for env, one in zip(envs, action, strict=True)]))
 
 
 def group_rate(sizes: list[int], args: Args) -> float:
