@@ -28,7 +28,7 @@ Deviations: 2x256 networks (the authors' MuJoCo policy: 4x256); batches of 256 (
 in small ones); no weight decay (1e-4 on the policy); lambda 1 (their MuJoCo script: 2); the standard
 deviation starts at 1, its logarithm clamped to [-5, 2] (0.05, by a sigmoid in [-6, 0]), so our first few
 thousand updates bootstrap from broad noise; draws are clipped before the critics see them, the density is
-not; the Q-filter is ours.
+not; the Q-filter is not AWAC's.
 
     python awac.py --offline-steps 2000 --eval-every 1000     a minute on one CPU core (return about 350)
     python awac.py --num-seeds 10 --online-steps 50000                        in full (a GPU is advised)
@@ -162,8 +162,8 @@ def new_mlp(*sizes: int) -> dict[str, Tensor]:
 
 def mlp(params: dict[str, Tensor], x: Tensor, layer_norm: bool = False) -> Tensor:
     """(..., in) -> (..., out), or (...) if out is 1; with LayerNorm (no scale, no shift) before each ReLU."""
-    *hidden, last = range(len(params) // 2)
-    for layer in hidden:
+    last = len(params) // 2 - 1
+    for layer in range(last):
         x = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
         x = F.relu(F.layer_norm(x, x.shape[-1:]) if layer_norm else x)
     weight, bias = params[f"{last}.weight"], params[f"{last}.bias"]
@@ -188,10 +188,13 @@ def adam(params: dict | Tensor, grads: dict | Tensor, moments: dict, lr: float) 
     t = moments["t"] + 1
     m = tree_map(lambda m, grad: torch.lerp(m, grad, 1 - BETA1), moments["m"], grads)
     v = tree_map(lambda v, grad: torch.lerp(v, grad * grad, 1 - BETA2), moments["v"], grads)
-    step = torch.expm1(t * math.log(BETA1)) / lr  # negative: addcdiv adds
+    minus_inverse_step = torch.expm1(t * math.log(BETA1)) / lr
     root = (-torch.expm1(t * math.log(BETA2))).sqrt()
-    new = tree_map(lambda p, m, v: torch.addcdiv(p, m, (v.sqrt() / root + ADAM_EPS) * step), params, m, v)
-    return new, {"m": m, "v": v, "t": t}
+
+    def stepped(param: Tensor, m: Tensor, v: Tensor) -> Tensor:
+        return torch.addcdiv(param, m, (v.sqrt() / root + ADAM_EPS) * minus_inverse_step)
+
+    return tree_map(stepped, params, m, v), {"m": m, "v": v, "t": t}
 
 
 def stack(trees: list[dict]) -> dict:
@@ -223,9 +226,9 @@ def annealed(args: Args, start: float, end: float | None, progress: Tensor) -> f
     return start + (end - start) * progress
 
 
-def weight_metrics(weight: Tensor, keep: Tensor) -> dict:
+def weight_metrics(weight: Tensor, filter_weight: Tensor) -> dict:
     """Mean of the weights (B,), and the share of rows that they leave: (sum k w)^2 / (B sum (k w)^2)."""
-    share = keep * weight / (keep * weight).sum().clamp(min=1e-30)
+    share = filter_weight * weight / (filter_weight * weight).sum().clamp(min=1e-30)
     effective_share = 1 / (len(weight) * share.square().sum()).clamp(min=1)
     return {"weight/mean": weight.mean(), "weight/effective_share": effective_share}
 
@@ -324,12 +327,12 @@ class AWAC:
             weight = len(exponent) * exponent.softmax(0)
         else:
             weight = exponent.exp().clamp(max=MAX_WEIGHT)
-        keep, filtered = q_filter(data_q if args.q_filter_actions == "data" else policy_q, args)
+        filter_weight, filtered = q_filter(data_q if args.q_filter_actions == "data" else policy_q, args)
         log_prob = log_density_unclipped(mean, log_std, batch.action)
-        loss = -(keep * weight * log_prob).sum() / keep.sum().clamp(min=1e-6)
+        loss = -(filter_weight * weight * log_prob).sum() / filter_weight.sum().clamp(min=1e-6)
         metrics = {"loss/actor": loss, "policy/std": log_std.exp().mean()}
         metrics["q/policy"] = policy_q.mean()
-        return loss, metrics | weight_metrics(weight, keep) | filtered
+        return loss, metrics | weight_metrics(weight, filter_weight) | filtered
 
     def update(self, state: dict, batch: Batch, noise: dict, policy_turn: bool) -> tuple[dict, dict]:
         """What changes in the state, and metrics: the critics, and on its turn the policy."""
@@ -364,7 +367,7 @@ class AWAC:
         """The deterministic action (B, A) that evaluations execute at obs (B, O)."""
         return self.actor(state["actor"], obs)[0]
 
-    def value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
+    def action_value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
         """min_e Q(s, a), (B,), in units of discounted return."""
         return self.critics(state["critic"], obs, action).amin(0)
 
@@ -924,7 +927,7 @@ def evaluate(path: Path, args: Args) -> np.ndarray:
             lengths[i] += 1
             if terminated or truncated or lengths[i] == EPISODE_LIMIT:
                 running.remove(i)
-    first_q = algorithm.value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
+    first_q = algorithm.action_value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
     save(path, checkpoint | {"returns": returns.tolist()})
     return np.column_stack([returns, lengths, first_q, first_q - discounted])
 

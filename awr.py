@@ -12,7 +12,7 @@ Objective
     value   L(psi) = mean_B ((1 - gamma) (R - V(s)))^2                                     value_loss, alg. 1
     actor   L(theta) = -sum_B w min(exp(u / beta), 20) log pi(a|s) / sum_B w               actor_loss, alg. 1
             u = R - V(s), over the batch to mean 0 and deviation 1
-            w = 1, but --q-filter-weight where R, which stands for Q, is under the threshold         q_filter
+            w = 1, but --q-filter-weight where R, which stands for Q, is under the threshold    return_filter
     acting  a ~ pi(s)                                                                                     act
 
 Shapes: AWR is written for ONE seed: obs (B, O), action (B, A) in [-1, 1], reward, R, V, u (B,). V' is V when
@@ -26,7 +26,8 @@ Writes runs/<env>/<name>/seed<k>/: config.json, eval.csv, metrics.csv (eval/q_bi
 Deviations: V and policy step together, by Adam (authors: after each 2,048 steps 200 of V at 1e-2, then 1,000
 of the policy at 1e-4, momentum 0.9); u normalised over the batch (their code: all rows; the paper: as it is,
 beta 0.05); 2x256 networks (128, 64); the standard deviation is learned, from 1 (fixed, 0.4 on Hopper), the
-mean in tanh (a loss on bounds); observations as they come; 1M rows kept (50,000); the Q-filter is ours.
+mean in tanh, from PyTorch's initialisation (a loss on bounds, from scale 0.01); observations as they come; 1M
+rows kept (50,000); the Q-filter is not AWR's.
 
     python awr.py --offline-steps 2000 --eval-every 1000      a minute on one CPU core (return about 570)
     python awr.py --offline-steps 6000 --online-steps 4000 --eval-every 1000 --compile on    526, then 621
@@ -164,8 +165,8 @@ def new_mlp(*sizes: int) -> dict[str, Tensor]:
 
 def mlp(params: dict[str, Tensor], x: Tensor, layer_norm: bool = False) -> Tensor:
     """(..., in) -> (..., out), or (...) if out is 1; with LayerNorm (no scale, no shift) before each ReLU."""
-    *hidden, last = range(len(params) // 2)
-    for layer in hidden:
+    last = len(params) // 2 - 1
+    for layer in range(last):
         x = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
         x = F.relu(F.layer_norm(x, x.shape[-1:]) if layer_norm else x)
     weight, bias = params[f"{last}.weight"], params[f"{last}.bias"]
@@ -190,19 +191,18 @@ def adam(params: dict | Tensor, grads: dict | Tensor, moments: dict, lr: float) 
     t = moments["t"] + 1
     m = tree_map(lambda m, grad: torch.lerp(m, grad, 1 - BETA1), moments["m"], grads)
     v = tree_map(lambda v, grad: torch.lerp(v, grad * grad, 1 - BETA2), moments["v"], grads)
-    step = torch.expm1(t * math.log(BETA1)) / lr  # negative: addcdiv adds
+    minus_inverse_step = torch.expm1(t * math.log(BETA1)) / lr
     root = (-torch.expm1(t * math.log(BETA2))).sqrt()
-    new = tree_map(lambda p, m, v: torch.addcdiv(p, m, (v.sqrt() / root + ADAM_EPS) * step), params, m, v)
-    return new, {"m": m, "v": v, "t": t}
+
+    def stepped(param: Tensor, m: Tensor, v: Tensor) -> Tensor:
+        return torch.addcdiv(param, m, (v.sqrt() / root + ADAM_EPS) * minus_inverse_step)
+
+    return tree_map(stepped, params, m, v), {"m": m, "v": v, "t": t}
 
 
 def stack(trees: list[dict]) -> dict:
     """Dicts of tensors as one, along a new first axis: of critics, or of seeds."""
     return tree_map(lambda *leaves: torch.stack(leaves), *trees)
-
-
-def polyak(target: dict, params: dict, tau: float) -> dict:
-    return tree_map(lambda old, new: torch.lerp(old, new, tau), target, params)
 
 
 def draw_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
@@ -225,28 +225,32 @@ def annealed(args: Args, start: float, end: float | None, progress: Tensor) -> f
     return start + (end - start) * progress
 
 
-def weight_metrics(weight: Tensor, keep: Tensor) -> dict:
+def weight_metrics(weight: Tensor, filter_weight: Tensor) -> dict:
     """Mean of the weights (B,), and the share of rows that they leave: (sum k w)^2 / (B sum (k w)^2)."""
-    share = keep * weight / (keep * weight).sum().clamp(min=1e-30)
+    share = filter_weight * weight / (filter_weight * weight).sum().clamp(min=1e-30)
     effective_share = 1 / (len(weight) * share.square().sum()).clamp(min=1)
     return {"weight/mean": weight.mean(), "weight/effective_share": effective_share}
 
 
-def q_filter(q: Tensor, args: Args) -> tuple[Tensor, dict]:
-    """Weights (B,) of the policy loss: 1 where q (B,) reaches the threshold, ties kept; and metrics.
+def return_filter(td_return: Tensor, args: Args) -> tuple[Tensor, dict]:
+    """Weights (B,) of the policy loss: 1 where the return (B,) reaches the threshold, 0 if unknown; metrics.
 
-    The threshold is --q-filter-value, or the --q-filter-percentile of the batch (linear interpolation).
+    The threshold is --q-filter-value, or --q-filter-percentile of the known returns (linear interpolation).
     """
+    is_known = td_return.isfinite()
     if args.q_filter_value is None and args.q_filter_percentile == 0:
-        return torch.ones_like(q), {}
+        return is_known.float(), {}
+    count = is_known.sum().clamp(min=1)
     if args.q_filter_value is not None:
-        threshold = torch.full_like(q[0], args.q_filter_value)
-    else:  # torch.quantile would be a loop under vmap
-        rank = args.q_filter_percentile / 100 * (len(q) - 1)
-        below, above = q.sort().values[math.floor(rank)], q.sort().values[math.ceil(rank)]
+        threshold = torch.full_like(td_return[0], args.q_filter_value)
+    else:
+        ranked = td_return.where(is_known, math.inf).sort().values
+        rank = args.q_filter_percentile / 100 * (count - 1)
+        below, above = ranked[torch.stack([rank.floor(), rank.ceil()]).long()]
         threshold = torch.lerp(below, above, rank % 1)
-    weight = torch.where(q >= threshold, 1.0, args.q_filter_weight)
-    return weight, {"filter/fraction": (q < threshold).float().mean(), "filter/threshold": threshold}
+    weight = torch.where(td_return >= threshold, 1.0, args.q_filter_weight) * is_known
+    fraction = (is_known & (td_return < threshold)).sum() / count
+    return weight, {"filter/fraction": fraction, "filter/threshold": threshold}
 
 
 def td_returns(reward: Tensor, next_value: Tensor, terminated: Tensor, ends: Tensor, gamma, td_lambda):
@@ -309,8 +313,8 @@ class AWR:
         metrics["returns/known"] = is_known.float().mean()
         return loss, (metrics, value, target)
 
-    def actor_loss(self, params: dict, state: dict, batch: EpisodeBatch, advantage: Tensor, target: Tensor):
-        """Weighted likelihood of the batch's actions, Q-filtered by `target` (B,), the return."""
+    def actor_loss(self, params: dict, state: dict, batch: EpisodeBatch, advantage: Tensor):
+        """Weighted likelihood of the actions whose return is known, Q-filtered by it; advantage (B,)."""
         args, is_known = self.args, batch.td_return.isfinite()
         if args.normalize_advantage:
             count = is_known.sum().clamp(min=1)
@@ -318,13 +322,12 @@ class AWR:
             advantage = advantage / (((is_known * advantage.square()).sum() / count).sqrt() + ADVANTAGE_EPS)
         temperature = annealed(args, args.awr_beta, args.awr_beta_end, state["progress"])
         weight = (advantage / temperature).exp().clamp(max=args.awr_max_weight)
-        keep, filtered = q_filter(target, args)
-        keep = keep * is_known
+        filter_weight, filtered = return_filter(batch.td_return, args)
         mean, log_std = self.actor(params, batch.obs)
         log_prob = log_density_unclipped(mean, log_std, batch.action)
-        loss = -(keep * weight * log_prob).sum() / keep.sum().clamp(min=1e-6)
+        loss = -(filter_weight * weight * log_prob).sum() / filter_weight.sum().clamp(min=1e-6)
         metrics = {"loss/actor": loss, "policy/std": log_std.exp().mean()}
-        return loss, metrics | weight_metrics(weight, keep) | filtered
+        return loss, metrics | weight_metrics(weight, filter_weight) | filtered
 
     def update(self, state: dict, batch: EpisodeBatch, noise: dict, policy_turn: bool) -> tuple[dict, dict]:
         """What changes in the state, and metrics: V, and on its turn the policy."""
@@ -337,7 +340,7 @@ class AWR:
 
         gradient = grad_and_value(self.actor_loss, has_aux=True)
         advantage = target - value  # V before its step
-        grads, (_, actor_metrics) = gradient(state["actor"], state, batch, advantage, target)
+        grads, (_, actor_metrics) = gradient(state["actor"], state, batch, advantage)
         new["actor"], new["actor_adam"] = adam(state["actor"], grads, state["actor_adam"], args.actor_lr)
         return new, metrics | actor_metrics
 
@@ -349,7 +352,7 @@ class AWR:
         """The deterministic action (B, A) that evaluations execute at obs (B, O)."""
         return self.actor(state["actor"], obs)[0]
 
-    def value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
+    def action_value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
         """V(s), (B,), in units of discounted return: there is no Q to rate the action."""
         return self.state_value(state["value"], obs)
 
@@ -974,7 +977,7 @@ def evaluate(path: Path, args: Args) -> np.ndarray:
             lengths[i] += 1
             if terminated or truncated or lengths[i] == EPISODE_LIMIT:
                 running.remove(i)
-    first_q = algorithm.value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
+    first_q = algorithm.action_value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
     save(path, checkpoint | {"returns": returns.tolist()})
     return np.column_stack([returns, lengths, first_q, first_q - discounted])
 

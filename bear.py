@@ -25,8 +25,9 @@ Writes runs/<env>/<name>/seed<k>/: config.json, eval.csv, metrics.csv, TensorBoa
 
 Deviations: a gaussian kernel, sigma 20 (theirs on Hopper: laplacian 10, with which five draws keep d near 0.1
 and nu grows to its limit); 2x256 networks (400, 300; VAE 750), batches of 256 (100), rates of 3e-4 (1e-3);
-log std clamped; nu starts at 1 (at random); a warm-up of 5,000 updates (20 evaluations); evaluations draw
-noise once and rate by min_e Q (anew, by the first Q); the Q-filter is ours.
+the policy's log std squashed into [-5, 2] (as it comes), the encoder's clamped to [-4, 4] (15); nu starts at
+1 (at random); a warm-up of 5,000 updates (20 evaluations); evaluations draw noise once and rate by min_e Q
+(anew, by the first Q); --critic-lr is the VAE's too; the Q-filter is not BEAR's.
 
     python bear.py --offline-steps 2000 --eval-every 1000 --mmd-warmup 1000   3 minutes on a CPU core: 189
     python bear.py --offline-steps 6000 --online-steps 4000 --mmd-warmup 1000 --compile on   362, then 672
@@ -170,8 +171,8 @@ def new_mlp(*sizes: int) -> dict[str, Tensor]:
 
 def mlp(params: dict[str, Tensor], x: Tensor, layer_norm: bool = False) -> Tensor:
     """(..., in) -> (..., out), or (...) if out is 1; with LayerNorm (no scale, no shift) before each ReLU."""
-    *hidden, last = range(len(params) // 2)
-    for layer in hidden:
+    last = len(params) // 2 - 1
+    for layer in range(last):
         x = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
         x = F.relu(F.layer_norm(x, x.shape[-1:]) if layer_norm else x)
     weight, bias = params[f"{last}.weight"], params[f"{last}.bias"]
@@ -196,10 +197,13 @@ def adam(params: dict | Tensor, grads: dict | Tensor, moments: dict, lr: float) 
     t = moments["t"] + 1
     m = tree_map(lambda m, grad: torch.lerp(m, grad, 1 - BETA1), moments["m"], grads)
     v = tree_map(lambda v, grad: torch.lerp(v, grad * grad, 1 - BETA2), moments["v"], grads)
-    step = torch.expm1(t * math.log(BETA1)) / lr  # negative: addcdiv adds
+    minus_inverse_step = torch.expm1(t * math.log(BETA1)) / lr
     root = (-torch.expm1(t * math.log(BETA2))).sqrt()
-    new = tree_map(lambda p, m, v: torch.addcdiv(p, m, (v.sqrt() / root + ADAM_EPS) * step), params, m, v)
-    return new, {"m": m, "v": v, "t": t}
+
+    def stepped(param: Tensor, m: Tensor, v: Tensor) -> Tensor:
+        return torch.addcdiv(param, m, (v.sqrt() / root + ADAM_EPS) * minus_inverse_step)
+
+    return tree_map(stepped, params, m, v), {"m": m, "v": v, "t": t}
 
 
 def stack(trees: list[dict]) -> dict:
@@ -212,7 +216,7 @@ def polyak(target: dict, params: dict, tau: float) -> dict:
 
 
 def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """tanh(mean + std * noise) and its log-density, (..., A) and (...); arXiv 1812.05905, eq. (21).
+    """tanh(mean + std * noise) and its log-density, (..., A) and (...); SAC, appendix C.
 
     log(1 - tanh(x)^2) is written as 2 (log 2 - x - softplus(-2x)), which is finite for every x.
     """
@@ -414,7 +418,7 @@ class BEAR:
         best = self.critics(state["critic"], every_obs, raw.tanh()).amin(0).argmax(1)  # (B,)
         return raw[torch.arange(len(obs)), best].tanh()
 
-    def value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
+    def action_value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
         """min_e Q(s, a), (B,), in units of discounted return."""
         return self.critics(state["critic"], obs, action).amin(0)
 
@@ -974,7 +978,7 @@ def evaluate(path: Path, args: Args) -> np.ndarray:
             lengths[i] += 1
             if terminated or truncated or lengths[i] == EPISODE_LIMIT:
                 running.remove(i)
-    first_q = algorithm.value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
+    first_q = algorithm.action_value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
     save(path, checkpoint | {"returns": returns.tolist()})
     return np.column_stack([returns, lengths, first_q, first_q - discounted])
 

@@ -3,12 +3,12 @@
 SAC whose critics also learn to rate actions off the data lower: the policy finds nothing to exploit where
 they only guess. Online, such actions ought to be tried: online_finetune_sac.py takes the checkpoints, too.
 
-Papers: CQL, Kumar et al. 2020 (arXiv 2006.04779); SAC, Haarnoja et al. 2018 (arXiv 1812.05905); Cal-QL,
-Nakamoto et al. 2023 (arXiv 2303.05479); annealing, the O3F paper's section 4 (arXiv 2210.06226).
+Papers: CQL, Kumar et al. 2020 (arXiv 2006.04779); SAC (arXiv 1812.05905); Cal-QL, Nakamoto et al. 2023
+(arXiv 2303.05479); annealing, O3F's section 4 (arXiv 2210.06226); critic subsets, REDQ (arXiv 2101.05982).
 
 Objective
     critic  L(phi) = sum_e (mean_B (Q_e(s, a) - y)^2 + alpha' gap_e)       critic_loss, CQL eq. (4), CQL(H)
-            gap_e = mean_B (log sum_j exp(Q_e(s, a_j)) / p(a_j) - Q_e(s, a))
+            gap_e = mean_B (log sum_j (exp(Q_e(s, a_j)) / p(a_j)) - Q_e(s, a))
             a_j: N uniform, N of pi(.|s) and N of pi(.|s'), p their densities    pushed_actions, appendix F
             y = r + gamma (1 - terminated) (min_e Q'_e(s', a') - alpha log pi(a'|s')),  a' ~ pi(s')
             --calibrated: max(Q_e(s, a_j), return of the data from s) for the policy's a_j     Cal-QL, sec. 5
@@ -26,8 +26,9 @@ Deviations: as in the authors' code, actions of pi(.|s') are rated at s (uniflor
 no mean (a flat Q has a gap of log(3 N 2^A), 5.5 on Hopper) and the Bellman error lacks its 1/2; two hidden
 layers (authors: three), no cloning start, actor rate 3e-4, log std squashed into [-5, 2], actor on the
 stepped critics; SAC's entropy term in y: alpha' = 0 is SAC; one alpha' for all critics; a lower threshold is
-more conservative (O3F: less); O3F's candidates, which this critic pushes down, are not offered; --calibrated
-has no max-target backup, and known returns alone bound: the clock cut off at most 1% of their weight.
+more conservative (O3F: less); with --critic-subset the policy climbs the minimum of all critics (REDQ: the
+mean); O3F's candidates, which this critic pushes down, are not offered; --calibrated has no max-target
+backup, and known returns alone bound: the clock cut off at most 1% of their weight.
 
     python cql_sac.py --offline-steps 2000 --eval-every 1000    four minutes on one CPU core: return about 320
     python cql_sac.py --num-seeds 10 --online-steps 50000       in full (a GPU is advised)
@@ -122,6 +123,7 @@ class Args:
     alpha_lr: Positive = 3e-4  # Adam's step size for the log temperature
     policy_delay: Count = 1  # critic updates per update of the policy
     num_critics: Count = 2  # critics per seed, of which a minimum is used
+    critic_subset: Whole = 0  # targets from that many random critics (REDQ, RLPD: 2 of 10); 0: all
     layer_norm: bool = False  # LayerNorm in the critics
     hidden_dim: Count = 256  # width of the two hidden layers
     # online
@@ -167,8 +169,8 @@ def new_mlp(*sizes: int) -> dict[str, Tensor]:
 
 def mlp(params: dict[str, Tensor], x: Tensor, layer_norm: bool = False) -> Tensor:
     """(..., in) -> (..., out), or (...) if out is 1; with LayerNorm (no scale, no shift) before each ReLU."""
-    *hidden, last = range(len(params) // 2)
-    for layer in hidden:
+    last = len(params) // 2 - 1
+    for layer in range(last):
         x = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
         x = F.relu(F.layer_norm(x, x.shape[-1:]) if layer_norm else x)
     weight, bias = params[f"{last}.weight"], params[f"{last}.bias"]
@@ -193,10 +195,13 @@ def adam(params: dict | Tensor, grads: dict | Tensor, moments: dict, lr: float) 
     t = moments["t"] + 1
     m = tree_map(lambda m, grad: torch.lerp(m, grad, 1 - BETA1), moments["m"], grads)
     v = tree_map(lambda v, grad: torch.lerp(v, grad * grad, 1 - BETA2), moments["v"], grads)
-    step = torch.expm1(t * math.log(BETA1)) / lr  # negative: addcdiv adds
+    minus_inverse_step = torch.expm1(t * math.log(BETA1)) / lr
     root = (-torch.expm1(t * math.log(BETA2))).sqrt()
-    new = tree_map(lambda p, m, v: torch.addcdiv(p, m, (v.sqrt() / root + ADAM_EPS) * step), params, m, v)
-    return new, {"m": m, "v": v, "t": t}
+
+    def stepped(param: Tensor, m: Tensor, v: Tensor) -> Tensor:
+        return torch.addcdiv(param, m, (v.sqrt() / root + ADAM_EPS) * minus_inverse_step)
+
+    return tree_map(stepped, params, m, v), {"m": m, "v": v, "t": t}
 
 
 def stack(trees: list[dict]) -> dict:
@@ -209,7 +214,7 @@ def polyak(target: dict, params: dict, tau: float) -> dict:
 
 
 def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """tanh(mean + std * noise) and its log-density, (..., A) and (...); arXiv 1812.05905, eq. (21).
+    """tanh(mean + std * noise) and its log-density, (..., A) and (...); SAC, appendix C.
 
     log(1 - tanh(x)^2) is written as 2 (log 2 - x - softplus(-2x)), which is finite for every x.
     """
@@ -252,9 +257,13 @@ class CQL:
         self.args, self.obs_dim, self.action_dim, self.hidden_dim = args, obs_dim, action_dim, hidden_dim
         self.num_critics, self.layer_norm = num_critics, layer_norm
         self.target_entropy = -action_dim
+        if args.critic_subset > num_critics:
+            fail(f"--critic-subset {args.critic_subset}: there are {num_critics} critics")
         batch, pushed = (args.batch_size, action_dim), (args.batch_size, args.cql_actions, action_dim)
         self.update_noise = {"next_action": batch, "action": batch}
         self.update_noise |= {"uniform": pushed, "pushed": pushed, "next_pushed": pushed}
+        if args.critic_subset:
+            self.update_noise["subset"] = (num_critics,)
         self.act_noise = {"action": (action_dim,)}
 
     def init(self, seed: int) -> dict:
@@ -280,7 +289,7 @@ class CQL:
     def start_from(self, pretrained: dict, seed: int) -> dict:
         """The state that an online phase starts from, given a checkpoint's of this script or of SAC's."""
         state = self.init(seed)
-        for name in state.keys() & pretrained.keys() - {"progress"}:
+        for name in (state.keys() & pretrained.keys()) - {"progress"}:
             state[name] = pretrained[name]
         return state
 
@@ -314,7 +323,11 @@ class CQL:
         args = self.args
         mean, log_std = self.actor(state["actor"], batch.next_obs)
         next_action, next_log_prob = sample_action(mean, log_std, noise["next_action"])
-        next_q = self.critics(state["target_critic"], batch.next_obs, next_action).amin(0)  # (B,)
+        target_critic = state["target_critic"]
+        if args.critic_subset:  # REDQ, algorithm 1
+            subset = noise["subset"].topk(args.critic_subset).indices
+            target_critic = tree_map(lambda stacked: stacked[subset], target_critic)
+        next_q = self.critics(target_critic, batch.next_obs, next_action).amin(0)  # (B,)
         next_value = next_q - state["log_alpha"].exp() * next_log_prob
         target_q = batch.reward + args.gamma * (1 - batch.terminated) * next_value
 
@@ -389,7 +402,7 @@ class CQL:
         """The deterministic action (B, A) that evaluations execute at obs (B, O)."""
         return self.actor(state["actor"], obs)[0].tanh()
 
-    def value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
+    def action_value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
         """min_e Q(s, a), (B,), in units of discounted return."""
         return self.critics(state["critic"], obs, action).amin(0)
 
@@ -1011,7 +1024,7 @@ def evaluate(path: Path, args: Args) -> np.ndarray:
             lengths[i] += 1
             if terminated or truncated or lengths[i] == EPISODE_LIMIT:
                 running.remove(i)
-    first_q = algorithm.value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
+    first_q = algorithm.action_value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
     save(path, checkpoint | {"returns": returns.tolist()})
     return np.column_stack([returns, lengths, first_q, first_q - discounted])
 

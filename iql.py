@@ -8,7 +8,7 @@ Papers: IQL, Kostrikov et al. 2021 (arXiv 2110.06169); O3F (arXiv 2210.06226), f
 --num-critics 5) and for the annealing (its figure 3: --expectile-end 0.85 --anneal abrupt, or linear).
 
 Objective
-    value   L(psi) = mean_B |tau - 1(u < 0)| u^2,  u = min_e Q'_e(s, a) - V(s)        value_loss, eq. (5)
+    value   L(psi) = mean_B |k - 1(u < 0)| u^2,   u = min_e Q'_e(s, a) - V(s)        value_loss, eq. (5)
     critic  L(phi) = sum_e mean_B (Q_e(s, a) - c r - gamma (1 - terminated) V(s'))^2  critic_loss, eq. (6)
             c = 1000 / (best - worst return in the dataset), with --normalize-reward  from_data
     actor   L(theta) = -sum_B w min(exp(beta u), 100) log pi(a|s) / sum_B w           actor_loss, eq. (7)
@@ -16,7 +16,7 @@ Objective
     acting  a ~ pi(s), or the best of N draws from N(a, sigma^2) by mean_e Q + omega std_e Q   act, O3F alg. 1
 
 Shapes: IQL is written for ONE seed: obs (B, O), action (B, A) in [-1, 1], reward, V, u (B,), Q (E, B); B
-batch, E critics, N candidates; a prime marks a target; tau is --expectile, sigma --candidate-std, omega
+batch, E critics, N candidates; a prime marks a target; k is --expectile, sigma --candidate-std, omega
 --optimism. What learns is `state`, a nested dict of tensors; torch.vmap runs S seeds at once, on tensors
 stacked along a new first axis.
 
@@ -24,10 +24,10 @@ Reads --dataset (default: the bundled one) and, with --offline-steps 0, --checkp
 finished run offline). Writes runs/<env>/<name>/seed<k>/: config.json, eval.csv (a row per episode),
 metrics.csv (q/ and candidates/ in units of c r), TensorBoard's events and checkpoint.pt, which keeps c.
 
-Deviations: weights use V before its step of the update (the authors': after it; at the start that changes
-the actor's gradient by half); the actor's rate falls to 0 offline and is whole again online (the authors
-finetune without --cosine, pretraining included: --no-cosine); rewards are scaled on every task, online as
-offline (theirs are not scaled online on MuJoCo); --layer-norm is also for V; PyTorch's initialisation.
+Deviations: weights use V before its step of the update (the authors': after it; at the start that changes the
+actor's gradient by half); the actor's rate falls to 0 offline and is whole again online (the authors finetune
+without --cosine, pretraining included: --no-cosine); rewards are scaled on every task, online as offline
+(theirs are not scaled online on MuJoCo); --layer-norm is also for V; PyTorch's initialisation.
 
     python iql.py --offline-steps 2000 --eval-every 1000      a minute on one CPU core (return about 200)
     python iql.py --num-seeds 10 --online-steps 50000                         in full (a GPU is advised)
@@ -164,8 +164,8 @@ def new_mlp(*sizes: int) -> dict[str, Tensor]:
 
 def mlp(params: dict[str, Tensor], x: Tensor, layer_norm: bool = False) -> Tensor:
     """(..., in) -> (..., out), or (...) if out is 1; with LayerNorm (no scale, no shift) before each ReLU."""
-    *hidden, last = range(len(params) // 2)
-    for layer in hidden:
+    last = len(params) // 2 - 1
+    for layer in range(last):
         x = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
         x = F.relu(F.layer_norm(x, x.shape[-1:]) if layer_norm else x)
     weight, bias = params[f"{last}.weight"], params[f"{last}.bias"]
@@ -190,10 +190,13 @@ def adam(params: dict | Tensor, grads: dict | Tensor, moments: dict, lr: float) 
     t = moments["t"] + 1
     m = tree_map(lambda m, grad: torch.lerp(m, grad, 1 - BETA1), moments["m"], grads)
     v = tree_map(lambda v, grad: torch.lerp(v, grad * grad, 1 - BETA2), moments["v"], grads)
-    step = torch.expm1(t * math.log(BETA1)) / lr  # negative: addcdiv adds
+    minus_inverse_step = torch.expm1(t * math.log(BETA1)) / lr
     root = (-torch.expm1(t * math.log(BETA2))).sqrt()
-    new = tree_map(lambda p, m, v: torch.addcdiv(p, m, (v.sqrt() / root + ADAM_EPS) * step), params, m, v)
-    return new, {"m": m, "v": v, "t": t}
+
+    def stepped(param: Tensor, m: Tensor, v: Tensor) -> Tensor:
+        return torch.addcdiv(param, m, (v.sqrt() / root + ADAM_EPS) * minus_inverse_step)
+
+    return tree_map(stepped, params, m, v), {"m": m, "v": v, "t": t}
 
 
 def stack(trees: list[dict]) -> dict:
@@ -225,9 +228,9 @@ def annealed(args: Args, start: float, end: float | None, progress: Tensor) -> f
     return start + (end - start) * progress
 
 
-def weight_metrics(weight: Tensor, keep: Tensor) -> dict:
+def weight_metrics(weight: Tensor, filter_weight: Tensor) -> dict:
     """Mean of the weights (B,), and the share of rows that they leave: (sum k w)^2 / (B sum (k w)^2)."""
-    share = keep * weight / (keep * weight).sum().clamp(min=1e-30)
+    share = filter_weight * weight / (filter_weight * weight).sum().clamp(min=1e-30)
     effective_share = 1 / (len(weight) * share.square().sum()).clamp(min=1)
     return {"weight/mean": weight.mean(), "weight/effective_share": effective_share}
 
@@ -343,11 +346,11 @@ class IQL:
         q = data_q
         if args.q_filter_actions == "policy":
             q = self.critics(state["target_critic"], batch.obs, mean.detach()).amin(0)
-        keep, filtered = q_filter(q / state["reward_scale"], args)  # --q-filter-value knows no scale
+        filter_weight, filtered = q_filter(q / state["reward_scale"], args)  # --q-filter-value knows no scale
         log_prob = log_density_unclipped(mean, log_std, batch.action)
-        loss = -(keep * weight * log_prob).sum() / keep.sum().clamp(min=1e-6)
+        loss = -(filter_weight * weight * log_prob).sum() / filter_weight.sum().clamp(min=1e-6)
         metrics = {"loss/actor": loss, "policy/std": log_std.exp().mean()}
-        return loss, metrics | weight_metrics(weight, keep) | filtered
+        return loss, metrics | weight_metrics(weight, filter_weight) | filtered
 
     def decayed_actor_lr(self, num_updates: Tensor) -> float | Tensor:
         """--actor-lr after so many updates of the policy: with --cosine it falls to 0 offline, not online."""
@@ -396,7 +399,7 @@ class IQL:
         """The deterministic action (B, A) that evaluations execute at obs (B, O)."""
         return self.actor(state["actor"], obs)[0]
 
-    def value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
+    def action_value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
         """min_e Q(s, a), (B,), in units of discounted return."""
         return self.critics(state["critic"], obs, action).amin(0) / state["reward_scale"]
 
@@ -958,7 +961,7 @@ def evaluate(path: Path, args: Args) -> np.ndarray:
             lengths[i] += 1
             if terminated or truncated or lengths[i] == EPISODE_LIMIT:
                 running.remove(i)
-    first_q = algorithm.value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
+    first_q = algorithm.action_value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
     save(path, checkpoint | {"returns": returns.tolist()})
     return np.column_stack([returns, lengths, first_q, first_q - discounted])
 

@@ -8,8 +8,8 @@ Papers: O3F (arXiv 2210.06226), LAPO, Chen et al. 2022 (arXiv 2203.08949), REDQ'
 Objective (D the decoder, f the latent policy, M a random subset of the critics)
     critic  L(phi) = sum_e mean_B (r + gamma (1 - terminated) V(s') - Q_e(s, a))^2             critic_loss
     value   L(psi) = mean_B (V(s) - clip(min_M Q'_e(s, D'(s, f'(s) + noise))))^2               value_loss
-    decoder L = mean_B w (|a - D(s, z)|^2 / std^2 + beta KL(q(z|s, a), N(0, 1))),  z ~ q(z|s, a)   vae_loss
-            w = 0.9 if r + gamma (1 - terminated) min_M Q'_e(s', D'(s', f'(s'))) > V(s), else 0.1  update
+    decoder L = mean_B v (sum_A ((a - D(s, z)) / std)^2 + beta KL(q(z|s, a), N(0, 1))),  z ~ q   vae_loss
+            v = 0.9 if r + gamma (1 - terminated) min_M Q'_e(s', D'(s', f'(s'))) > V(s), else 0.1  update
     actor   L(theta) = -sum_B w mean_e Q_e(s, D'(s, f(s))) / sum_B w                           actor_loss
             w = 1, but --q-filter-weight where Q is under the threshold                        q_filter
     acting  pi(s) = D'(s, f(s)), clipped to the bounds; in evaluations, too                    best_action
@@ -17,16 +17,17 @@ Objective (D the decoder, f the latent policy, M a random subset of the critics)
 
 Shapes: LAPO is written for ONE seed: obs (B, O), action (B, A) in [-1, 1], latent (B, Z), Z = 2 A, reward and
 V (B,), Q (E, B); B batch, E critics, N candidates; a prime marks a target. r is over the data's largest |r|,
-std of the data's actions, beta --kl-weight, noise N(0, 0.1^2) within 0.2; clip: to the data's extreme
-r / (1 - gamma). What learns is `state`, a nested dict of tensors; torch.vmap runs S seeds at once.
+std of the data's actions, beta --kl-weight, noise N(0, 0.1^2) within 0.2; clip: to the extreme
+r / (1 - gamma) so far. What learns is `state`, a nested dict of tensors; torch.vmap runs S seeds at once.
 
 Reads --dataset or, with --offline-steps 0, --checkpoint (default: this script's newest pretraining) and its
 dataset. Writes runs/<env>/<name>/seed<k>/: config.json, eval.csv (a row per episode), metrics.csv (q/ and
 candidates/ in units of the scaled r), TensorBoard's events, checkpoint.pt.
 
-Deviations: two hidden layers, batches of 256, rates of 3e-4 (LAPO: three, 512, 2e-4); observations as they
-come; raw actions into critics and encoder; the encoder's log std is clamped; V before its step and Q' after
-it in w. Left open by O3F: M has two critics, drawn anew for each update; the policy climbs the mean of all
+Deviations: two hidden layers, batches of 256, rates of 3e-4 (LAPO: three, 512, 2e-4); r over the data's
+largest |r| (LAPO: r), 0 within V's bounds; observations as they come; raw actions into critics and encoder;
+the encoder's log std is clamped; V before its step and Q' after it in v; --critic-lr is V's too, --actor-lr
+the VAE's. Left open by O3F: M has two critics, drawn anew for each update; the policy climbs the mean of all
 critics (LAPO: of the first) and, online, is updated once per environment step.
 
     python o3f_select.py --offline-steps 2000 --eval-every 1000       three minutes on one CPU core
@@ -161,8 +162,8 @@ def new_mlp(*sizes: int) -> dict[str, Tensor]:
 
 def mlp(params: dict[str, Tensor], x: Tensor, layer_norm: bool = False) -> Tensor:
     """(..., in) -> (..., out), or (...) if out is 1; with LayerNorm (no scale, no shift) before each ReLU."""
-    *hidden, last = range(len(params) // 2)
-    for layer in hidden:
+    last = len(params) // 2 - 1
+    for layer in range(last):
         x = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
         x = F.relu(F.layer_norm(x, x.shape[-1:]) if layer_norm else x)
     weight, bias = params[f"{last}.weight"], params[f"{last}.bias"]
@@ -187,10 +188,13 @@ def adam(params: dict | Tensor, grads: dict | Tensor, moments: dict, lr: float) 
     t = moments["t"] + 1
     m = tree_map(lambda m, grad: torch.lerp(m, grad, 1 - BETA1), moments["m"], grads)
     v = tree_map(lambda v, grad: torch.lerp(v, grad * grad, 1 - BETA2), moments["v"], grads)
-    step = torch.expm1(t * math.log(BETA1)) / lr  # negative: addcdiv adds
+    minus_inverse_step = torch.expm1(t * math.log(BETA1)) / lr
     root = (-torch.expm1(t * math.log(BETA2))).sqrt()
-    new = tree_map(lambda p, m, v: torch.addcdiv(p, m, (v.sqrt() / root + ADAM_EPS) * step), params, m, v)
-    return new, {"m": m, "v": v, "t": t}
+
+    def stepped(param: Tensor, m: Tensor, v: Tensor) -> Tensor:
+        return torch.addcdiv(param, m, (v.sqrt() / root + ADAM_EPS) * minus_inverse_step)
+
+    return tree_map(stepped, params, m, v), {"m": m, "v": v, "t": t}
 
 
 def stack(trees: list[dict]) -> dict:
@@ -366,22 +370,25 @@ class LAPO:
 
     def update(self, state: dict, batch: Batch, noise: dict, policy_turn: bool) -> tuple[dict, dict]:
         """What changes in the state, and metrics: critics and V, and on the policy's turn all else."""
-        args = self.args
+        args, reward = self.args, state["reward_scale"] * batch.reward
+        new = {  # online, a reward may exceed the data's
+            "value_min": torch.minimum(state["value_min"], reward.amin() / (1 - args.gamma)),
+            "value_max": torch.maximum(state["value_max"], reward.amax() / (1 - args.gamma)),
+        }
         gradient = grad_and_value(self.critic_loss, has_aux=True)
         grads, (_, (metrics, q)) = gradient(state["critic"], state, batch)
         critic, critic_adam = adam(state["critic"], grads, state["critic_adam"], args.critic_lr)
 
         gradient = grad_and_value(self.value_loss, has_aux=True)
-        grads, (_, (value_metrics, value)) = gradient(state["value"], state, batch, noise)
+        grads, (_, (value_metrics, value)) = gradient(state["value"], state | new, batch, noise)
         metrics |= value_metrics
-        new = {"critic": critic, "critic_adam": critic_adam}
+        new |= {"critic": critic, "critic_adam": critic_adam}
         new["value"], new["value_adam"] = adam(state["value"], grads, state["value_adam"], args.critic_lr)
         new["target_critic"] = polyak(state["target_critic"], critic, args.tau)
         if not policy_turn:
             return new, metrics
 
         next_q = self.target_policy_q(state | new, batch.next_obs, 0.0, noise)
-        reward = state["reward_scale"] * batch.reward
         advantage = reward + args.gamma * (1 - batch.terminated) * next_q - value
         gradient = grad_and_value(self.vae_loss, has_aux=True)
         grads, (_, vae_metrics) = gradient(state["vae"], state, batch, noise, advantage)
@@ -408,7 +415,7 @@ class LAPO:
         """The deterministic action (..., A) that evaluations execute at obs (..., O)."""
         return self.decode(state["target_decoder"], state, obs, self.latent(state["actor"], obs)).clamp(-1, 1)
 
-    def value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
+    def action_value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
         """min_e Q(s, a), (B,), in units of discounted return."""
         return self.critics(state["critic"], obs, action).amin(0) / state["reward_scale"]
 
@@ -973,7 +980,7 @@ def evaluate(path: Path, args: Args) -> np.ndarray:
             lengths[i] += 1
             if terminated or truncated or lengths[i] == EPISODE_LIMIT:
                 running.remove(i)
-    first_q = algorithm.value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
+    first_q = algorithm.action_value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
     save(path, checkpoint | {"returns": returns.tolist()})
     return np.column_stack([returns, lengths, first_q, first_q - discounted])
 
@@ -1533,7 +1540,7 @@ def main(args: Args) -> None:
             train_offline(algorithm, state, replay, run)
         if args.online_steps:
             say_regime(run)
-            args.policy_delay = args.updates_per_step // args.policy_updates_per_step  # of the online phase
+            run.args = replace(args, policy_delay=args.updates_per_step // args.policy_updates_per_step)
             train_online(algorithm, state, replay, run, random_steps=0)
     if args.online_steps:
         run.report("python", "plot_curves.py", args.runs_dir)

@@ -13,7 +13,7 @@ Objective
     actor   L(theta) = sum_B w (alpha log pi(a|s) - min_e Q_e(s, a)) / sum_B w        actor_loss, eq. (7)
             - bc_alpha sum_B w log pi(a of the batch|s) / sum_B w       a bonus for in-distribution actions
             w = 1, but --q-filter-weight where Q is under the threshold               q_filter
-            (L + lambda (d^2 - epsilon)) / (1 + lambda),  d^2 = mean_B |mu(s) - mu'(s)|^2   TD3-C, eq. (4)
+            (L + lambda (d^2 - epsilon)) / (1 + lambda),  d^2 = mean_B sum_A (mu - mu')^2   TD3-C, eq. (4)
     alpha   L = alpha (entropy - target entropy)                                      update, eq. (18)
     lambda  log lambda += dual_lr clip(d^2 / epsilon - 1, -1, 1)                      update, TD3-C, eq. (5)
     acting  a ~ pi(s), or the best of N draws from N(a, sigma^2) by mean_e Q + omega std_e Q   act, O3F alg. 1
@@ -23,12 +23,12 @@ critics, N candidates; a prime marks a target. What learns is `state`, a nested 
 runs S seeds at once, on tensors stacked along a new first axis.
 
 Reads --checkpoint (default: the newest finished run of offline_pretrain_sac.py) and the dataset of that run.
-Writes runs/<env>/<name>/seed<k>/: config.json, eval.csv (a row per episode), metrics.csv, TensorBoard's
-events, checkpoint.pt.
+Writes runs/<env>/<name>/seed<k>/: config.json, eval.csv, metrics.csv, TensorBoard's events, checkpoint.pt.
 
 Deviations: critics have LayerNorm if the checkpoint's have; log std is squashed into [-5, 2]; the constraint
-is on squashed means, summed over action dimensions; lambda's steps, the division and a target policy that
-starts as a copy are ours; with --critic-subset the policy climbs the minimum of all critics (RLPD: the mean).
+is on squashed means, summed over action dimensions, with the signs of eq. (4), which eq. (5) turns; lambda's
+steps, the division and a target policy that starts as a copy are ours; with --critic-subset the policy climbs
+the minimum of all critics (REDQ, RLPD: the mean).
 
     python online_finetune_sac.py --online-steps 5000 --eval-every 1000       two minutes on one CPU core
     python online_finetune_sac.py --num-seeds 10 --q-filter-percentile 25     in full (a GPU is advised)
@@ -163,8 +163,8 @@ def new_mlp(*sizes: int) -> dict[str, Tensor]:
 
 def mlp(params: dict[str, Tensor], x: Tensor, layer_norm: bool = False) -> Tensor:
     """(..., in) -> (..., out), or (...) if out is 1; with LayerNorm (no scale, no shift) before each ReLU."""
-    *hidden, last = range(len(params) // 2)
-    for layer in hidden:
+    last = len(params) // 2 - 1
+    for layer in range(last):
         x = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
         x = F.relu(F.layer_norm(x, x.shape[-1:]) if layer_norm else x)
     weight, bias = params[f"{last}.weight"], params[f"{last}.bias"]
@@ -189,10 +189,13 @@ def adam(params: dict | Tensor, grads: dict | Tensor, moments: dict, lr: float) 
     t = moments["t"] + 1
     m = tree_map(lambda m, grad: torch.lerp(m, grad, 1 - BETA1), moments["m"], grads)
     v = tree_map(lambda v, grad: torch.lerp(v, grad * grad, 1 - BETA2), moments["v"], grads)
-    step = torch.expm1(t * math.log(BETA1)) / lr  # negative: addcdiv adds
+    minus_inverse_step = torch.expm1(t * math.log(BETA1)) / lr
     root = (-torch.expm1(t * math.log(BETA2))).sqrt()
-    new = tree_map(lambda p, m, v: torch.addcdiv(p, m, (v.sqrt() / root + ADAM_EPS) * step), params, m, v)
-    return new, {"m": m, "v": v, "t": t}
+
+    def stepped(param: Tensor, m: Tensor, v: Tensor) -> Tensor:
+        return torch.addcdiv(param, m, (v.sqrt() / root + ADAM_EPS) * minus_inverse_step)
+
+    return tree_map(stepped, params, m, v), {"m": m, "v": v, "t": t}
 
 
 def stack(trees: list[dict]) -> dict:
@@ -205,7 +208,7 @@ def polyak(target: dict, params: dict, tau: float) -> dict:
 
 
 def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """tanh(mean + std * noise) and its log-density, (..., A) and (...); arXiv 1812.05905, eq. (21).
+    """tanh(mean + std * noise) and its log-density, (..., A) and (...); SAC, appendix C.
 
     log(1 - tanh(x)^2) is written as 2 (log 2 - x - softplus(-2x)), which is finite for every x.
     """
@@ -292,7 +295,7 @@ class SAC:
     def start_from(self, pretrained: dict, seed: int) -> dict:
         """The state that finetuning starts from; the target policy is the policy: the constraint is slack."""
         state = self.init(seed)
-        for name in state.keys() & pretrained.keys() - {"log_dual", "progress"}:
+        for name in (state.keys() & pretrained.keys()) - {"log_dual", "progress"}:
             state[name] = pretrained[name]
         return state | {"target_actor": pretrained["actor"]}
 
@@ -389,7 +392,7 @@ class SAC:
         """The deterministic action (B, A) that evaluations execute at obs (B, O)."""
         return self.actor(state["actor"], obs)[0].tanh()
 
-    def value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
+    def action_value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
         """min_e Q(s, a), (B,), in units of discounted return."""
         return self.critics(state["critic"], obs, action).amin(0)
 
@@ -942,7 +945,7 @@ def evaluate(path: Path, args: Args) -> np.ndarray:
             lengths[i] += 1
             if terminated or truncated or lengths[i] == EPISODE_LIMIT:
                 running.remove(i)
-    first_q = algorithm.value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
+    first_q = algorithm.action_value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
     save(path, checkpoint | {"returns": returns.tolist()})
     return np.column_stack([returns, lengths, first_q, first_q - discounted])
 
@@ -1442,6 +1445,8 @@ def main(args: Args) -> None:
         states, source = [], saved["checkpoint"]
     else:
         states, source = load_checkpoints(args, env)
+    if args.num_candidates and source["script"] == "cql_sac":
+        fail(f"--num-candidates {args.num_candidates}: CQL's critics rate actions off the data low")
     dataset = online_dataset(args, env, source)
     check_online_args(args, len(dataset.rows) if dataset else 0)
 

@@ -11,7 +11,7 @@ Objective
             y = r + gamma (1 - terminated) (min_e Q'_e(s', a') - alpha log pi(a'|s')),  a' ~ pi(s')
     actor   L(theta) = sum_B w (alpha log pi(a|s) - min_e Q_e(s, a)) / sum_B w        actor_loss, eq. (7)
             w = 1, but --q-filter-weight where Q is under the threshold               q_filter
-            (L + lambda (d^2 - epsilon)) / (1 + lambda),  d^2 = mean_B |mu(s) - mu'(s)|^2   TD3-C, eq. (4)
+            (L + lambda (d^2 - epsilon)) / (1 + lambda),  d^2 = mean_B sum_A (mu - mu')^2   TD3-C, eq. (4)
     alpha   L = alpha (entropy - target entropy)                                      update, eq. (18)
     lambda  log lambda += dual_lr clip(d^2 / epsilon - 1, -1, 1)                      update, TD3-C, eq. (5)
     acting  a ~ pi(s), or the best of N draws from N(a, sigma^2) by mean_e Q + omega std_e Q   act, O3F alg. 1
@@ -21,12 +21,14 @@ critics, N candidates; a prime marks a target. What learns is `state`, a nested 
 runs S seeds at once, on tensors stacked along a new first axis.
 
 Reads nothing, or --dataset. Writes runs/<env>/<name>/seed<k>/: config.json, eval.csv (a row per episode),
-metrics.csv, checkpoint.pt, TensorBoard's events. Differs from online_finetune_sac.py in its start: new
-networks, and --warmup-steps of uniformly random actions.
+metrics.csv, checkpoint.pt, TensorBoard's events. Differs from online_finetune_sac.py in its start, new
+networks and --warmup-steps of uniformly random actions, and in three defaults, the strongest of those tried
+(results/sac): critic and temperature rates are CleanRL's, there is no LayerNorm.
 
-Deviations: critic and temperature rates are CleanRL's, the strongest of those tried (results/sac); log std is
-squashed into [-5, 2]; the constraint is on squashed means, summed over action dimensions; lambda's steps and
-the division are ours; with --critic-subset the policy climbs the minimum of all critics (REDQ: the mean).
+Deviations: log std is squashed into [-5, 2]; the constraint is on squashed means, summed over action
+dimensions, with the signs of eq. (4), which eq. (5) turns; lambda's steps and the division are ours; with
+--critic-subset the policy climbs the minimum of all critics (REDQ, RLPD: the mean). RLPD also halves the
+target entropy, and its LayerNorm has scale and shift.
 
     python sac_scratch.py --online-steps 3000 --warmup-steps 500 --eval-every 1000   a minute on a CPU core
     python sac_scratch.py --num-seeds 10                                             in full (use a GPU)
@@ -159,8 +161,8 @@ def new_mlp(*sizes: int) -> dict[str, Tensor]:
 
 def mlp(params: dict[str, Tensor], x: Tensor, layer_norm: bool = False) -> Tensor:
     """(..., in) -> (..., out), or (...) if out is 1; with LayerNorm (no scale, no shift) before each ReLU."""
-    *hidden, last = range(len(params) // 2)
-    for layer in hidden:
+    last = len(params) // 2 - 1
+    for layer in range(last):
         x = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
         x = F.relu(F.layer_norm(x, x.shape[-1:]) if layer_norm else x)
     weight, bias = params[f"{last}.weight"], params[f"{last}.bias"]
@@ -185,10 +187,13 @@ def adam(params: dict | Tensor, grads: dict | Tensor, moments: dict, lr: float) 
     t = moments["t"] + 1
     m = tree_map(lambda m, grad: torch.lerp(m, grad, 1 - BETA1), moments["m"], grads)
     v = tree_map(lambda v, grad: torch.lerp(v, grad * grad, 1 - BETA2), moments["v"], grads)
-    step = torch.expm1(t * math.log(BETA1)) / lr  # negative: addcdiv adds
+    minus_inverse_step = torch.expm1(t * math.log(BETA1)) / lr
     root = (-torch.expm1(t * math.log(BETA2))).sqrt()
-    new = tree_map(lambda p, m, v: torch.addcdiv(p, m, (v.sqrt() / root + ADAM_EPS) * step), params, m, v)
-    return new, {"m": m, "v": v, "t": t}
+
+    def stepped(param: Tensor, m: Tensor, v: Tensor) -> Tensor:
+        return torch.addcdiv(param, m, (v.sqrt() / root + ADAM_EPS) * minus_inverse_step)
+
+    return tree_map(stepped, params, m, v), {"m": m, "v": v, "t": t}
 
 
 def stack(trees: list[dict]) -> dict:
@@ -201,7 +206,7 @@ def polyak(target: dict, params: dict, tau: float) -> dict:
 
 
 def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """tanh(mean + std * noise) and its log-density, (..., A) and (...); arXiv 1812.05905, eq. (21).
+    """tanh(mean + std * noise) and its log-density, (..., A) and (...); SAC, appendix C.
 
     log(1 - tanh(x)^2) is written as 2 (log 2 - x - softplus(-2x)), which is finite for every x.
     """
@@ -365,7 +370,7 @@ class SAC:
         """The deterministic action (B, A) that evaluations execute at obs (B, O)."""
         return self.actor(state["actor"], obs)[0].tanh()
 
-    def value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
+    def action_value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
         """min_e Q(s, a), (B,), in units of discounted return."""
         return self.critics(state["critic"], obs, action).amin(0)
 
@@ -916,7 +921,7 @@ def evaluate(path: Path, args: Args) -> np.ndarray:
             lengths[i] += 1
             if terminated or truncated or lengths[i] == EPISODE_LIMIT:
                 running.remove(i)
-    first_q = algorithm.value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
+    first_q = algorithm.action_value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
     save(path, checkpoint | {"returns": returns.tolist()})
     return np.column_stack([returns, lengths, first_q, first_q - discounted])
 

@@ -9,7 +9,7 @@ Luo et al. 2023 (arXiv 2303.17396). Option: the Q-filter.
 Objective
     critic  L(phi) = sum_e mean_B (Q_e(s, a) - y)^2                              critic_loss, TD3, algorithm 1
             y = r + gamma (1 - terminated) min_e Q'_e(s', a'),  a' = mu'(s') + clipped noise
-    actor   L(theta) = sum_B w ((mu(s) - a)^2 - kappa Q_1(s, mu(s))) / sum_B w   actor_loss, TD3-C's eq. (3)
+    actor   L(theta) = sum_B w (mean_A (mu(s) - a)^2 - kappa Q_1(s, mu(s))) / sum_B w   actor_loss, TD3-C (3)
             kappa = alpha / mean_B |Q_1(s, mu(s))|, the papers' lambda; it passes no gradient
             w = 1, but --q-filter-weight where Q is under the threshold          q_filter
 The policy and all targets move in every --policy-delay'th update only.
@@ -145,8 +145,8 @@ def new_mlp(*sizes: int) -> dict[str, Tensor]:
 
 def mlp(params: dict[str, Tensor], x: Tensor, layer_norm: bool = False) -> Tensor:
     """(..., in) -> (..., out), or (...) if out is 1; with LayerNorm (no scale, no shift) before each ReLU."""
-    *hidden, last = range(len(params) // 2)
-    for layer in hidden:
+    last = len(params) // 2 - 1
+    for layer in range(last):
         x = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
         x = F.relu(F.layer_norm(x, x.shape[-1:]) if layer_norm else x)
     weight, bias = params[f"{last}.weight"], params[f"{last}.bias"]
@@ -189,10 +189,13 @@ def adam(params: dict | Tensor, grads: dict | Tensor, moments: dict, lr: float) 
     t = moments["t"] + 1
     m = tree_map(lambda m, grad: torch.lerp(m, grad, 1 - BETA1), moments["m"], grads)
     v = tree_map(lambda v, grad: torch.lerp(v, grad * grad, 1 - BETA2), moments["v"], grads)
-    step = torch.expm1(t * math.log(BETA1)) / lr  # negative: addcdiv adds
+    minus_inverse_step = torch.expm1(t * math.log(BETA1)) / lr
     root = (-torch.expm1(t * math.log(BETA2))).sqrt()
-    new = tree_map(lambda p, m, v: torch.addcdiv(p, m, (v.sqrt() / root + ADAM_EPS) * step), params, m, v)
-    return new, {"m": m, "v": v, "t": t}
+
+    def stepped(param: Tensor, m: Tensor, v: Tensor) -> Tensor:
+        return torch.addcdiv(param, m, (v.sqrt() / root + ADAM_EPS) * minus_inverse_step)
+
+    return tree_map(stepped, params, m, v), {"m": m, "v": v, "t": t}
 
 
 def stack(trees: list[dict]) -> dict:
@@ -340,7 +343,7 @@ class TD3:
         """The deterministic action (B, A) that evaluations execute at obs (B, O)."""
         return self.actor(state["actor"], self.standardize(state, obs))
 
-    def value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
+    def action_value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
         """min_e Q(s, a), (B,), in units of discounted return."""
         return self.critics(state["critic"], self.standardize(state, obs), action).amin(0)
 
@@ -762,7 +765,7 @@ def evaluate(path: Path, args: Args) -> np.ndarray:
             lengths[i] += 1
             if terminated or truncated or lengths[i] == EPISODE_LIMIT:
                 running.remove(i)
-    first_q = algorithm.value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
+    first_q = algorithm.action_value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
     save(path, checkpoint | {"returns": returns.tolist()})
     return np.column_stack([returns, lengths, first_q, first_q - discounted])
 

@@ -10,7 +10,7 @@ O3F's optimistic actions (arXiv 2210.06226), RLPD's sampling (arXiv 2302.02948),
 Objective
     critic  L(phi) = sum_e mean_B (Q_e(s, a) - y)^2                              critic_loss, TD3, algorithm 1
             y = r + gamma (1 - terminated) min_e Q'_e(s', a'),  a' = mu'(s') + clipped noise
-    actor   max Q_1(s, mu(s))  subject to  d^2 = mean_B |mu(s) - mu'(s)|^2 <= epsilon          TD3-C's eq. (4)
+    actor   max Q_1(s, mu(s))  subject to  d^2 = mean_B sum_A (mu(s) - mu'(s))^2 <= epsilon    TD3-C's eq. (4)
             L(theta) = (-sum_B w Q_1(s, mu(s)) / sum_B w + lambda (d^2 - epsilon)) / (1 + lambda)   actor_loss
             w = 1, but --q-filter-weight where Q is under the threshold          q_filter
     lambda  log lambda += dual_lr clip(d^2 / epsilon - 1, -1, 1)                 update, TD3-C's eq. (5)
@@ -22,13 +22,13 @@ critics; a prime marks a target. What learns is `state`, a nested dict of tensor
 once, on tensors stacked along a new first axis.
 
 Reads --checkpoint (default: the newest finished run of td3_bc.py) and the dataset of that run. Writes
-runs/<env>/<name>/seed<k>/: config.json, eval.csv (a row per episode), metrics.csv, TensorBoard's events,
-checkpoint.pt.
+runs/<env>/<name>/seed<k>/: config.json, eval.csv, metrics.csv, TensorBoard's events, checkpoint.pt.
 
 Deviations: eq. (5) as printed rewards distance and raises lambda where the bound is kept; signs here follow
 eq. (4). Ours: lambda's start and steps, the division, d^2 summed over dimensions, a target policy that starts
 as a copy. Clipping (table B2) is of the raw dQ/da. Adam's moments come along; its steps at the default rate
-are too long for the default epsilon, which --actor-lr 3e-5 holds (results/td3). See td3_bc.py for Acme's.
+are too long for the default epsilon, which --actor-lr 3e-5 holds (results/td3). The first 1,000 steps make no
+update, also where a dataset fills the replay. See td3_bc.py for Acme's.
 
     python td3_c.py --online-steps 2000 --eval-every 1000        a minute on one CPU core, return about 200
     python td3_c.py --num-seeds 10 --online-steps 200000         in full (a GPU is advised)
@@ -167,8 +167,8 @@ def new_mlp(*sizes: int) -> dict[str, Tensor]:
 
 def mlp(params: dict[str, Tensor], x: Tensor, layer_norm: bool = False) -> Tensor:
     """(..., in) -> (..., out), or (...) if out is 1; with LayerNorm (no scale, no shift) before each ReLU."""
-    *hidden, last = range(len(params) // 2)
-    for layer in hidden:
+    last = len(params) // 2 - 1
+    for layer in range(last):
         x = F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
         x = F.relu(F.layer_norm(x, x.shape[-1:]) if layer_norm else x)
     weight, bias = params[f"{last}.weight"], params[f"{last}.bias"]
@@ -211,10 +211,13 @@ def adam(params: dict | Tensor, grads: dict | Tensor, moments: dict, lr: float) 
     t = moments["t"] + 1
     m = tree_map(lambda m, grad: torch.lerp(m, grad, 1 - BETA1), moments["m"], grads)
     v = tree_map(lambda v, grad: torch.lerp(v, grad * grad, 1 - BETA2), moments["v"], grads)
-    step = torch.expm1(t * math.log(BETA1)) / lr  # negative: addcdiv adds
+    minus_inverse_step = torch.expm1(t * math.log(BETA1)) / lr
     root = (-torch.expm1(t * math.log(BETA2))).sqrt()
-    new = tree_map(lambda p, m, v: torch.addcdiv(p, m, (v.sqrt() / root + ADAM_EPS) * step), params, m, v)
-    return new, {"m": m, "v": v, "t": t}
+
+    def stepped(param: Tensor, m: Tensor, v: Tensor) -> Tensor:
+        return torch.addcdiv(param, m, (v.sqrt() / root + ADAM_EPS) * minus_inverse_step)
+
+    return tree_map(stepped, params, m, v), {"m": m, "v": v, "t": t}
 
 
 def stack(trees: list[dict]) -> dict:
@@ -296,7 +299,7 @@ class TD3:
     def start_from(self, pretrained: dict, seed: int) -> dict:
         """The state that finetuning starts from; with a bound, the target policy is the policy: slack."""
         state = self.init(seed)
-        for name in state.keys() & pretrained.keys() - {"log_dual"}:
+        for name in (state.keys() & pretrained.keys()) - {"log_dual"}:
             state[name] = pretrained[name]
         if self.args.epsilon < math.inf:
             state["target_actor"] = pretrained["actor"]
@@ -406,7 +409,7 @@ class TD3:
         """The deterministic action (B, A) that evaluations execute at obs (B, O)."""
         return self.actor(state["actor"], self.standardize(state, obs))
 
-    def value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
+    def action_value(self, state: dict, obs: Tensor, action: Tensor) -> Tensor:
         """min_e Q(s, a), (B,), in units of discounted return."""
         return self.critics(state["critic"], self.standardize(state, obs), action).amin(0)
 
@@ -421,6 +424,8 @@ def check_args(args: Args) -> None:
             fail(f"{option}: the checkpoint decides that, unless --scratch is given")
     if args.alpha < math.inf and args.epsilon not in (Args.epsilon, math.inf):
         fail(f"--epsilon {args.epsilon}: has no effect with --alpha")
+    if args.num_candidates and args.exploration_noise != Args.exploration_noise:
+        fail(f"--exploration-noise {args.exploration_noise}: has no effect with --num-candidates")
 
 
 ALGORITHM, FAMILY = TD3, "td3"  # the family of checkpoints that fit each other
@@ -971,7 +976,7 @@ def evaluate(path: Path, args: Args) -> np.ndarray:
             lengths[i] += 1
             if terminated or truncated or lengths[i] == EPISODE_LIMIT:
                 running.remove(i)
-    first_q = algorithm.value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
+    first_q = algorithm.action_value(state, first_obs, algorithm.best_action(state, first_obs)).numpy()
     save(path, checkpoint | {"returns": returns.tolist()})
     return np.column_stack([returns, lengths, first_q, first_q - discounted])
 
@@ -1481,7 +1486,8 @@ def main(args: Args) -> None:
     shape |= {name: getattr(args, name) for name in ("hidden_dim", "num_critics", "network")}
     if source:
         shape = source["shape"]
-    algorithm, run = TD3(args, **shape), Run(args, shape, dataset, source, saved)
+    algorithm = TD3(args, **shape)
+    run = Run(algorithm.args, shape, dataset, source, saved)  # with what --alpha turns off
     replay = Replay(args, shape, dataset, min(args.replay_capacity, args.online_steps), device)
     if states:
         states = [algorithm.start_from(states[i], seed) for i, seed in enumerate(run.seeds)]

@@ -21,6 +21,7 @@ WEIGHTS = [  # options, weights and shares of the two rows that count
     ({}, OUTER, [1, 1]),
     ({"normalize_advantage": False}, [1, 20], [1, 1]),  # e^4 is clipped
     ({"q_filter_value": 1.0, "q_filter_weight": 0.5}, OUTER, [0.5, 1]),
+    ({"q_filter_percentile": 50.0, "q_filter_weight": 0.5}, OUTER, [0.5, 1]),  # of the known: 1
 ]
 WHOLE_RUNS = {"awr": (awr, "--returns-every 10", 3), "bear": (bear, "--mmd-warmup 10 --num-candidates 3", 5)}
 
@@ -74,9 +75,11 @@ def test_awr_losses_by_hand(options, weight, keep):
     loss, (_, value, target) = algorithm.value_loss(v0, batch)
     assert loss.item() == pytest.approx((0.5 * 2) ** 2 / 2) and target.tolist() == [0, 2, 0]
     params, advantage = {"mean": v0, "log_std": zeros[0]}, target - value
-    loss, _ = algorithm.actor_loss(params, {"progress": 0}, batch, advantage, target)
+    loss, metrics = algorithm.actor_loss(params, {"progress": 0}, batch, advantage)
     log_pi = -np.array([1, 4]) / 2 - math.log(2 * math.pi) / 2
     assert loss.item() == pytest.approx(-(np.multiply(keep, weight) * log_pi).sum() / sum(keep), rel=1e-4)
+    if "q_filter_weight" in options:
+        assert metrics["filter/fraction"] == 0.5 and metrics["filter/threshold"] == 1
 
 
 def test_a_replay_knows_the_returns_of_whole_episodes():
@@ -138,12 +141,12 @@ def test_bear_targets_are_convex_in_the_critics_and_of_the_best_action():
     state, batch, noise = inputs(bear, algorithm)
     loss, (_, data_q) = algorithm.critic_loss(state["critic"], state, batch, noise)
     next_actions = algorithm.draws(state["actor"], batch.next_obs, noise["next_action"])[0].tanh()
-    each = [algorithm.value(state, batch.next_obs, next_actions[:, j]) for j in range(10)]
+    each = [algorithm.action_value(state, batch.next_obs, next_actions[:, j]) for j in range(10)]
     y = batch.reward + 0.99 * (1 - batch.terminated) * torch.stack(each).amax(0)
     torch.testing.assert_close(loss, (data_q - y).square().mean(1).sum())
     actions, obs = algorithm.draws(state["actor"], batch.obs, state["eval_noise"])  # the mean, six draws
     torch.testing.assert_close(actions[:, 0], algorithm.actor(state["actor"], batch.obs)[0])
-    best = actions[range(16), algorithm.value(state, obs, actions.tanh()).argmax(1)]
+    best = actions[range(16), algorithm.action_value(state, obs, actions.tanh()).argmax(1)]
     assert torch.equal(algorithm.best_action(state, batch.obs), best.tanh())
 
 

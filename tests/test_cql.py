@@ -100,9 +100,11 @@ def test_pushed_actions_and_their_densities(double):
         torch.testing.assert_close(log_density[:, rows], expected, atol=1e-6, rtol=1e-5)
 
 
-def test_without_the_penalty_an_update_is_sacs_and_sac_goes_on_from_a_checkpoint(double):
-    algorithm, state, noise = make(cql_alpha=0.0, q_filter_percentile=25.0)
-    finetuning, batch = sac.SAC(sac.Args(batch_size=16, q_filter_percentile=25.0), **SHAPE), random_batch()
+@pytest.mark.parametrize("critic_subset", [0, 1])
+def test_without_the_penalty_an_update_is_sacs_and_sac_goes_on_from_a_checkpoint(critic_subset, double):
+    options = {"q_filter_percentile": 25.0, "critic_subset": critic_subset}
+    algorithm, state, noise = make(cql_alpha=0.0, **options)
+    finetuning, batch = sac.SAC(sac.Args(batch_size=16, **options), **SHAPE), random_batch()
     new, metrics = algorithm.update(state, batch, noise, True)
     expected = finetuning.update(finetuning.start_from(state, 0), sac.Batch(*batch[:5]), noise, True)
     assert metrics.keys() - expected[1].keys() == {"cql/gap", "cql/alpha"}

@@ -269,10 +269,10 @@ def test_acting_draws_clipped_actions_and_evaluations_execute_the_mean(script, s
     algorithm.args.num_candidates = 1
     assert algorithm.act(state, obs[0], noise)[0].tolist() == [1] * size
     q = algorithm.critics(state["critic"], obs, mean)
-    assert q.shape == (2, 4) and torch.equal(algorithm.value(state, obs, mean), q.amin(0))
+    assert q.shape == (2, 4) and torch.equal(algorithm.action_value(state, obs, mean), q.amin(0))
     if script is iql:  # in units of the environment's rewards
         state["reward_scale"] = torch.tensor(4.0)
-        torch.testing.assert_close(algorithm.value(state, obs, mean), q.amin(0) / 4)
+        torch.testing.assert_close(algorithm.action_value(state, obs, mean), q.amin(0) / 4)
     params = state["actor"] | {"log_std": torch.tensor([-9.0, 9.0])}
     assert algorithm.actor(params, obs)[1].tolist() == [-5, 2]
 
@@ -288,7 +288,7 @@ def test_a_policy_learns_the_weighted_actions(script):
     for i in range(200):
         _, noise = batch_and_noise(script, algorithm, i)
         state |= algorithm.update(state, batch, noise, True)[0]
-    q = algorithm.value(state, batch.obs, batch.action)
+    q = algorithm.action_value(state, batch.obs, batch.action)
     assert q.tolist() == pytest.approx(sign.tolist(), abs=0.05)
     mean, log_std = algorithm.actor(state["actor"], batch.obs)
     assert mean.mean().item() == pytest.approx(0.25, abs=0.03)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import o3f_select as o3f
 
-CRITIC_SIDE = {"critic", "value", "target_critic", "critic_adam", "value_adam"}
+CRITIC_SIDE = {"value_min", "value_max", "critic", "value", "target_critic", "critic_adam", "value_adam"}
 POLICY_SIDE = {"actor", "vae", "target_actor", "target_decoder", "actor_adam", "vae_adam"}
 GO_ON = {"offline_steps": 0, "online_steps": 9}
 
@@ -90,7 +90,9 @@ def test_evaluations_execute_what_the_target_decoder_makes_of_the_policys_latent
     torch.testing.assert_close(action[:, 0], 0.1 + 0.5 * o3f.mlp(state["target_decoder"], seen)[:, 0])
     assert action[:, 1].tolist() == [1] * 16  # clipped
     lowest = algorithm.critics(state["critic"], obs, action).amin(0)
-    torch.testing.assert_close(algorithm.value(state, obs, action), 10 * lowest)  # in the environment's units
+    torch.testing.assert_close(
+        algorithm.action_value(state, obs, action), 10 * lowest
+    )  # in the environment's units
 
 
 def test_critic_loss_by_hand():
@@ -170,9 +172,12 @@ def test_update_is_plain_autograd(options, double):
     algorithm = make({"layer_norm": True}, critic_lr=0.1, tau=0.5, **options)
     batch, noise = random_batch(), noise_for(algorithm)
     state = algorithm.init(0) | {"reward_scale": torch.tensor(0.5)}
+    state |= {"value_min": torch.tensor(-1.0), "value_max": torch.tensor(1.0)}  # narrower than the batch's
     for name in ("value", "target_actor", "target_decoder", "target_critic"):  # apart from what they follow
         state[name] = tree_map(lambda p: p + 0.5 * torch.randn_like(p), state[name])
-    stepped = dict(state)
+    lowest, highest = 0.5 * batch.reward.min() / 0.01, 0.5 * batch.reward.max() / 0.01
+    stepped = state | {"value_min": lowest, "value_max": highest}
+    assert lowest < -1 and highest > 1
 
     def step(name, lr, loss, *inputs):
         params = tree_map(lambda p: p.clone().requires_grad_(), state[name])

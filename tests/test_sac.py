@@ -327,7 +327,7 @@ def test_evaluations_execute_the_squashed_mean_and_rate_it_by_the_lowest_critic(
     action = algorithm.best_action(state, obs)
     torch.testing.assert_close(action, algorithm.actor(state["actor"], obs)[0].tanh())
     q = algorithm.critics(state["critic"], obs, action)
-    assert q.shape == (2, 4) and torch.equal(algorithm.value(state, obs, action), q.amin(0))
+    assert q.shape == (2, 4) and torch.equal(algorithm.action_value(state, obs, action), q.amin(0))
 
 
 def test_finetuning_starts_from_the_pretrained_policy_and_a_slack_constraint():

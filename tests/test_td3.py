@@ -252,8 +252,8 @@ def test_statistics_of_the_data_standardise_observations():
     state = neutral | algorithm.from_data(rows)
     obs, action = torch.from_numpy(rows[:5, :3]), torch.rand(5, 2)
     standardised = ((rows[:, :3] - rows[:, :3].mean(0)) / (rows[:, :3].std(0) + 1e-3))[:5]
-    expected = algorithm.value(neutral, torch.from_numpy(standardised), action)
-    torch.testing.assert_close(algorithm.value(state, obs, action), expected, atol=1e-4, rtol=1e-4)
+    expected = algorithm.action_value(neutral, torch.from_numpy(standardised), action)
+    torch.testing.assert_close(algorithm.action_value(state, obs, action), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_actions_have_noise_and_are_clipped_candidates_too_and_evaluations_have_none():
@@ -267,7 +267,7 @@ def test_actions_have_noise_and_are_clipped_candidates_too_and_evaluations_have_
     assert algorithm.act(state, obs, noise)[0].tolist() == [1, -1]
     assert make(td3_c, num_candidates=1).act(state, obs, noise)[0].tolist() == [1, 1]
     q = algorithm.critics(state["critic"], obs[None] - 0.5, mean[None])
-    torch.testing.assert_close(algorithm.value(state, obs[None], mean[None]), q.amin(0))
+    torch.testing.assert_close(algorithm.action_value(state, obs[None], mean[None]), q.amin(0))
 
 
 @pytest.mark.parametrize("options, copies", [({"dual_init": 50.0}, True), ({"alpha": 2.5}, False)])
