@@ -269,9 +269,9 @@ def read_d4rl(args: Args) -> Data:
     try:
         columns = read_hdf5(path, env.spec.max_episode_steps)
         columns["reward"] = columns["reward"].reshape(len(columns["obs"]))
+        columns = {name: column[~columns["drop"]] for name, column in columns.items()}
     except Exception as error:  # whatever h5py and NumPy raise
         fail(f"--convert {path}: cannot be read: {error!r:.300}")
-    columns = {name: column[~columns["drop"]] for name, column in columns.items()}
     if len(columns["obs"]) == 0:
         fail(f"--convert {path}: has no transition whose next observation is known")
     check_columns_of(f"--convert {path}", env, columns)

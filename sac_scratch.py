@@ -68,7 +68,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -481,11 +481,9 @@ def read_hdf5(path: Path, step_limit: int | None) -> dict[str, np.ndarray]:
     with h5py.File(path) as file:
         if "discrete_action" in file and "version" not in file:
             raise ValueError("d3rlpy before 1.0 wrote it, with rewards one row late: they must be moved")
-        data = {key: file[key][()] for key in needed + optional if isinstance(file.get(key), h5py.Dataset)}
-    lengths = {key: len(data[key]) if key in data else "missing" for key in needed + tuple(data)}
-    if "missing" in lengths.values() or len(set(lengths.values())) > 1:
-        raise ValueError(f"its arrays do not match: {lengths}")
-    obs, count = data["observations"], lengths["observations"]
+        names = needed + tuple(name for name in optional if name in file)
+        data = {name: file[name][()] for name in names}
+    obs, count = data["observations"], len(data["observations"])
     terminated = data["terminals"].reshape(count).astype(bool)
     timeouts = data.get("timeouts", data.get("episode_terminals", terminated)).reshape(count).astype(bool)
     index, starts = np.arange(count), np.append(True, terminated | timeouts)[:count]
@@ -541,18 +539,18 @@ def find_dataset(name: str) -> Path:
     return minari_cache / name
 
 
-def check_columns(name: str, columns: dict[str, np.ndarray], env: Adapter) -> None:
+def check_columns(name: str, columns: dict[str, np.ndarray], env: Adapter, clip: bool) -> None:
     """Ends with one line if the columns (N, ...) do not fit the environment, or about the first bad value."""
     obs_shape, action_shape = env.observation_space.shape, env.action_space.shape
     shapes = {"obs": obs_shape, "action": action_shape, "reward": (), "next_obs": obs_shape}
     for key, shape in shapes.items():
-        if columns[key].shape[1:] != shape:
-            fail(f"--dataset {name}: {key} has shape {columns[key].shape[1:]}, in {env.spec.id} {shape}")
+        if columns[key].shape != (len(columns["obs"]), *shape):
+            fail(f"--dataset {name}: {key} has shape {columns[key].shape}, in {env.spec.id} {shape} a row")
         bad = np.argwhere(~np.isfinite(columns[key])).tolist()
         if bad:
             fail(f"--dataset {name}: {key}{bad[0]} is {columns[key][tuple(bad[0])]}, no finite number")
     bad = np.argwhere(np.abs(columns["action"] - env.center) > env.scale * (1 + ROUNDING)).tolist()
-    if bad:
+    if bad and not clip:
         first = f"action{bad[0]} is {columns['action'][tuple(bad[0])]:.6g}"
         fail(f"--dataset {name}: {len(bad):,} values are out of bounds, {first}; --clip-actions clips them")
     if columns["drop"].all():
@@ -572,15 +570,13 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
             columns, metadata = read_minari(path)
         columns = {key: np.asarray(column, np.float32) for key, column in columns.items()}
         columns["reward"] = columns["reward"].reshape(len(columns["obs"]))
-        specs = {key: json.loads(metadata.get(key) or "{}") for key in ("env_spec", "eval_env_spec")}
-        recorded_in = specs["env_spec"].get("id")  # read as text: it imports nothing
+        spec = json.loads(metadata.get("env_spec") or "{}")  # read as text: it imports nothing
+        recorded_in = spec.get("id")
     except Exception as error:  # whatever h5py, Minari or NumPy raise
         fail(f"--dataset {name}: cannot be read: {error!r:.300}")
     if recorded_in and task_of(recorded_in) != task_of(args.env):
         fail(f"--dataset {name}: recorded in {recorded_in}, not in {args.env}")
-    if args.clip_actions and columns["action"].shape[1:] == env.action_space.shape:
-        columns["action"] = columns["action"].clip(env.center - env.scale, env.center + env.scale)
-    check_columns(name, columns, env)
+    check_columns(name, columns, env, args.clip_actions)
     columns["action"] = ((columns["action"] - env.center) / env.scale).clip(-1, 1)
     keep, truncated = columns.pop("drop") == 0, columns.pop("truncated")
     ends = (columns["terminated"] + 2 * truncated)[keep].astype(np.uint8)
@@ -593,11 +589,9 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
     print(f"data: {name}, {len(rows):,} transitions, {len(episodes):,} episodes, {spread}")
     if not keep.all():
         print(f"note: {(~keep).sum():,} last transitions without a next observation were dropped")
-    for spec_name, spec in specs.items():
-        for key in [key for key in ("id", "kwargs", "max_episode_steps") if key in spec]:
-            texts = [json.dumps(value, default=str) for value in (spec[key], getattr(env.spec, key))]
-            if texts[0] != texts[1]:
-                print(f"note: {key} is {texts[0]:.200} in its {spec_name}, {texts[1]:.200} in {args.env}")
+    for key in ("id", "kwargs", "max_episode_steps"):
+        if key in spec and spec[key] != getattr(env.spec, key):
+            print(f"note: {key} is {spec[key]} in its env_spec, {getattr(env.spec, key)} in {args.env}")
     short_name = task_of(path.stem)  # medium, of medium-v0 and of medium.hdf5
     if BUNDLED not in path.resolve().parents:
         short_name += f"-{fingerprint[:4]}"  # two of one name stay apart
@@ -661,12 +655,6 @@ class Replay:
         """The rows of these numbers (S, B)."""
         obs, action, reward, next_obs, terminated = self.rows[number].split(self.columns, -1)
         return Batch(obs, action, reward[..., 0], next_obs, terminated[..., 0])
-
-
-def on_device(saved: dict | None, states: list[dict], device: str) -> dict:
-    """The state that training starts from: a resumed run's, or those of the seeds along a new first axis."""
-    state = saved["state"] if saved else stack(states)
-    return tree_map(lambda tensor: tensor.to(device), state)
 
 
 def over_seeds(function: Callable, num_seeds: int) -> Callable:
@@ -941,15 +929,11 @@ def load(option: str, path: Path, needed: str) -> dict:
     """A checkpoint.pt or resume.pt, which holds `needed`; ends with one line if it is none."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)  # refuses a file that carries code
-        file_format = content.get("format", 1)
-    except FileNotFoundError:
-        fail(f"{option} {path}: does not exist; give a run's folder, a seed's, or a checkpoint.pt")
-    except Exception as error:  # whatever torch.load raises on a damaged or foreign file
-        fail(f"{option} {path}: is no file of these scripts: {error!r:.100}")
-    if file_format != FORMAT:
-        fail(f"{option} {path}: was written by another version of these scripts (format {file_format})")
-    if needed not in content:
-        fail(f"{option} {path}: has no {needed}")
+        is_ours = content.get("format") == FORMAT and needed in content
+    except Exception as error:  # whatever torch.load raises on a missing, damaged or foreign file
+        fail(f"{option} {path}: cannot be read as one of these scripts' files: {error!r:.100}")
+    if not is_ours:
+        fail(f"{option} {path}: has no {needed} in format {FORMAT}: of another version, or of another kind")
     return content
 
 
@@ -991,7 +975,7 @@ class Run:
         self.gradient_step = source["gradient_step"] if source else 0
         self.seeds, self.live = range(args.seed, args.seed + args.num_seeds), list(range(args.num_seeds))
         self.last_return, self.pending = {}, {}  # by seed's index; pending: evaluations under way
-        self.stop_signal, self.stopped_at, self.at_exit, self.kept = 0, 0.0, ExitStack(), False
+        self.stop_signal, self.at_exit, self.kept = 0, ExitStack(), False
         trained_on = source["dataset"] if source else None
         data = dataset.description if dataset else trained_on
         self.scores = D4RL_SCORES.get(task_of(args.env)) or (data and data["scores"])
@@ -1067,18 +1051,15 @@ class Run:
                 moment = ["phase", "gradient_step", "env_step"]
                 append(folder / "eval.csv", [[*moment, "episode", "return", "length", "seconds"]])
                 append(folder / "metrics.csv", [[*moment, "name", "value"]])
-        except Timeout:
-            fail(f"--runs-dir {self.args.runs_dir}: another run writes to {folder}")
-        except OSError as error:
-            fail(f"--runs-dir {self.args.runs_dir}: {error}")
+        except OSError as error:  # filelock's Timeout, too
+            fail(f"--runs-dir {self.args.runs_dir}: {error} Does another run write there?")
 
     def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
         if kind is torch.OutOfMemoryError:
             self.save()
         status = {None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed")
-        self.at_exit.callback(self.set_status, status)
-        with suppress(OSError):  # of a full disk
-            self.at_exit.close()
+        with suppress(OSError), self.at_exit:  # of a full disk
+            self.set_status(status)
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         ends = {KeyboardInterrupt: 128 + self.stop_signal, OSError: f"error: {error}"}
@@ -1091,15 +1072,14 @@ class Run:
             raise SystemExit(ends[kind])
 
     def stop(self, number: int, _) -> None:
-        """Handles a stop signal; another one, a second later, ends the run unsaved."""
-        if not self.stop_signal:
-            self.stop_signal, self.stopped_at = number, time.time()
-            try:
-                tqdm.write("stopping after this step ...")
-            except OSError:  # the terminal is gone
-                sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-        elif time.time() > self.stopped_at + 1:  # sooner, it is one signal that came twice: timeout, srun
+        """Handles a stop signal: the run ends after the step under way; a second Ctrl-C ends it unsaved."""
+        if self.stop_signal == number == signal.SIGINT:
             raise KeyboardInterrupt
+        self.stop_signal = number
+        try:
+            tqdm.write("stopping after this step ...")
+        except OSError:  # the terminal is gone
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
     def set_status(self, status: str) -> None:
         for i, folder in enumerate(self.folders):
@@ -1212,6 +1192,7 @@ class Run:
         logs = [folder / name for folder in self.folders for name in ("eval.csv", "metrics.csv")]
         content = self.config | {
             "progress": {name: getattr(self, name) for name in counters},
+            "finished": self.kept,
             "seconds": time.time() - self.started,
             "state": self.state,
             "added": self.replay.added,
@@ -1292,9 +1273,15 @@ def anneal(args: Args, state: dict, replay: Replay, progress: float) -> None:
 
 
 def first_online_update(args: Args, num_offline: int) -> int:
-    """The environment step of the first update; before it there is no batch."""
+    """The environment step of the first update, for which there is a batch; ends with one line if none is."""
+    if args.offline_ratio_end is not None and args.offline_ratio is None:
+        fail(f"--offline-ratio-end {args.offline_ratio_end}: needs an --offline-ratio to start from")
     alike = num_offline > 0 and args.offline_ratio is None
-    return args.warmup_steps if alike else max(args.warmup_steps, args.batch_size)
+    first = args.warmup_steps if alike else max(args.warmup_steps, args.batch_size)
+    if first >= args.online_steps or args.batch_size > num_offline + args.replay_capacity:
+        remedy = f"the first is due at step {first}; raise it or lower --warmup-steps"
+        fail(f"--online-steps {args.online_steps}: no update would be made, {remedy}")
+    return first
 
 
 def pick_device(args: Args) -> str:
@@ -1309,19 +1296,15 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
         return args, None
     if args != Args(resume=args.resume):
         fail("--resume goes on with the run's own options; leave out all others")
-    named = Path(args.resume).resolve()
-    if not named.is_dir():
-        fail(f"--resume {args.resume}: there is no such folder; name that of a run, <runs-dir>/<env>/<name>")
-    configs = [*named.glob("config.json"), *named.glob("seed*/config.json")]
-    cut = [path.parent for path in configs if '"status": "finished"' not in path.read_text()]
-    if configs and not cut:
-        fail(f"--resume {args.resume}: this run is finished")
-    files = [folder / "resume.pt" for folder in cut if (folder / "resume.pt").exists()]
+    folder = Path(args.resume).resolve()
+    files = [*folder.glob("resume.pt"), *folder.glob("seed*/resume.pt")]
     if len(files) != 1:
-        fail(f"--resume {args.resume}: {len(files)} saved runs (resume.pt) are there; name the folder of one")
+        fail(f"--resume {folder}: {len(files)} saved runs (resume.pt, until a run ends), not one")
     saved = load("--resume", files[0], "progress")
     if saved["script"] != SCRIPT:
-        fail(f"--resume {args.resume}: is a run of {saved['script']}.py")
+        fail(f"--resume {folder}: is a run of {saved['script']}.py")
+    if saved["finished"]:
+        fail(f"--resume {folder}: this run is finished")
     return Args(**saved["args"]), saved | {"folder": files[0].parents[1]}
 
 
@@ -1344,29 +1327,20 @@ def online_dataset(args: Args, env: Adapter, source: dict | None) -> Dataset | N
     return dataset
 
 
-def check_online_args(args: Args, num_offline: int) -> None:
-    """Ends with one line if options of the online phase contradict each other."""
-    if args.offline_ratio_end is not None and args.offline_ratio is None:
-        fail(f"--offline-ratio-end {args.offline_ratio_end}: needs an --offline-ratio to start from")
-    first = first_online_update(args, num_offline)
-    if first >= args.online_steps or args.batch_size > num_offline + args.replay_capacity:
-        remedy = f"the first is due at step {first}; raise it or lower --warmup-steps"
-        fail(f"--online-steps {args.online_steps}: no update would be made, {remedy}")
-
-
 def main(args: Args) -> None:
     # Data and start
     args, saved = read_resume(args)
     env, device = open_env(args.env), pick_device(args)
     dataset = online_dataset(args, env, source=None)
-    check_online_args(args, len(dataset.rows) if dataset else 0)
+    first_online_update(args, len(dataset.rows) if dataset else 0)  # refused if there is none
 
     # Agent and replay
     shape = {"obs_dim": env.observation_space.shape[0], "action_dim": env.action_space.shape[0]}
     shape |= {name: getattr(args, name) for name in ("hidden_dim", "num_critics", "layer_norm")}
     algorithm, run = SAC(args, **shape), Run(args, shape, dataset, None, saved)
     replay = Replay(args, shape, dataset, min(args.replay_capacity, args.online_steps), device)
-    state = on_device(saved, [algorithm.init(seed) for seed in run.seeds], device)
+    state = saved["state"] if saved else stack([algorithm.init(seed) for seed in run.seeds])
+    state = tree_map(lambda tensor: tensor.to(device), state)
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA
 

@@ -85,7 +85,7 @@ class Training:
         states = [self.algorithm.init(seed) for seed in range(num_seeds)]
         if script.FAMILY == "lapo":
             states = [state | self.algorithm.from_data(rows) for state in states]
-        self.state = script.on_device(None, states, device)
+        self.state = tree_map(lambda tensor: tensor.to(device), script.stack(states))
         dataset = script.Dataset(rows, np.zeros(len(rows), np.uint8), {})
         self.replay = script.Replay(self.args, shape, dataset, 10_000, device)
         self.loop = script.update_loop(self.algorithm, self.state, self.replay, self.args, 10**9)

@@ -69,7 +69,7 @@ def second(script, args: Args, rows: np.ndarray):
     states = [algorithm.init(seed) for seed in range(args.num_seeds)]
     if script.FAMILY == "lapo":
         states = [state | algorithm.from_data(rows) for state in states]
-    state = script.on_device(None, states, "cpu")
+    state = script.stack(states)
     dataset = script.Dataset(rows, np.zeros(len(rows), np.uint8), {})
     replay = script.Replay(options, shape, dataset, 0, "cpu")
     loop = script.update_loop(algorithm, state, replay, options, 10**9)

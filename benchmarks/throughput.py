@@ -26,6 +26,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from torch.utils._pytree import tree_map
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import awac  # noqa: E402
@@ -310,7 +311,7 @@ def ours(args: Args, compile: str, layer_norm: bool, rows: np.ndarray, obs_dim: 
     states = [algorithm.init(seed) for seed in range(args.num_seeds)]
     if script is o3f_select:
         states = [state | algorithm.from_data(rows) for state in states]
-    state = script.on_device(None, states, args.device)
+    state = tree_map(lambda tensor: tensor.to(args.device), script.stack(states))
     dataset = script.Dataset(rows, np.zeros(len(rows), np.uint8), {})
     replay = script.Replay(options, shape, dataset, 100_000, args.device)
     offline = script.update_loop(algorithm, state, replay, options, total=10**9)

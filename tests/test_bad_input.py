@@ -46,7 +46,9 @@ def files(minari_cache, tmp_path_factory):
     config = good.with_name("config.json").read_text()
     for name in ("run", "cut"):
         (folder / name / "seed1").mkdir(parents=True)
-        torch.save(resume | {"progress": {}}, folder / name / "seed1" / "resume.pt")
+        torch.save(
+            resume | {"progress": {}, "finished": name == "run"}, folder / name / "seed1" / "resume.pt"
+        )
     (folder / "run" / "seed1" / "config.json").write_text(config)
     (folder / "cut" / "seed1" / "config.json").write_text(config.replace("finished", "interrupted"))
     shutil.copytree(good.parent, folder / "cut" / "seed2")  # a finished seed beside it does not count
@@ -71,14 +73,14 @@ CASES = [
     (SCRATCH, "--online-steps 300 --warmup-steps 0 --batch-size 400", "the first is due at step 400"),
     (SCRATCH, "--replay-capacity 100", "no update would be made"),
     (SCRATCH, "--track", "needs the package wandb"),
-    (SCRATCH, "--resume nowhere", "--resume nowhere: there is no such folder"),
-    (SCRATCH, "--resume {files}/cut.pt", "there is no such folder"),
-    (SCRATCH, "--resume {files}", "0 saved runs (resume.pt) are there; name the folder of one"),
+    (SCRATCH, "--resume nowhere", "0 saved runs"),
+    (SCRATCH, "--resume {files}/cut.pt", "0 saved runs"),
+    (SCRATCH, "--resume {files}", "0 saved runs"),
     (SCRATCH, "--resume {files}/cut", "is a run of offline_pretrain_sac.py"),
     (SCRATCH, "--resume {files}/cut --seed 3", "leave out all others"),
     (PRETRAIN, "--resume {files}/run", "this run is finished"),
-    (PRETRAIN, "--resume {files}/done", "this run is finished"),
-    (PRETRAIN, "--resume {files}/done/seed1", "this run is finished"),
+    (PRETRAIN, "--resume {files}/done", "0 saved runs"),
+    (PRETRAIN, "--resume {files}/done/seed1", "0 saved runs"),
     (PRETRAIN, "--env Walker2d-v4", "--dataset is needed: none is bundled for Walker2d-v4"),
     (
         PRETRAIN,
@@ -88,17 +90,21 @@ CASES = [
     (PRETRAIN, "--dataset {files}/text.pt", "cannot be read"),
     (PRETRAIN, "--dataset hopper-medium-v2", "mujoco/hopper/medium-v0"),
     (FINETUNE, "", "python offline_pretrain_sac.py --env Hopper-v4 makes one"),
-    (FINETUNE, "--checkpoint nowhere", "nowhere/seed1/checkpoint.pt: does not exist; give a run's folder"),
-    (FINETUNE, "--checkpoint nowhere/checkpoint.pt", "--checkpoint nowhere/checkpoint.pt: does not exist"),
-    (FINETUNE, "--checkpoint {files}/done --num-seeds 2", "done/seed2/checkpoint.pt: does not exist"),
-    (FINETUNE, "--checkpoint {files}/cut.pt", "is no file of these scripts"),
-    (FINETUNE, "--checkpoint {files}/text.pt", "is no file of these scripts"),
-    (FINETUNE, "--checkpoint {files}/evil.pt", "is no file of these scripts"),
-    (FINETUNE, "--checkpoint {files}/evil2.pt", "is no file of these scripts"),
-    (FINETUNE, "--checkpoint {files}/first_house.pt", "another version of these scripts (format 1)"),
-    (FINETUNE, "--checkpoint {files}/td3.pt", "is of the td3 family: td3_c.py goes on with it"),
-    ("td3_c", "--checkpoint {files}/cheetah.pt", "of the sac family: online_finetune_sac.py goes on with it"),
-    ("iql", "--offline-steps 0 --online-steps 9 --checkpoint {files}/td3.pt", "td3_c.py goes on with it"),
+    (FINETUNE, "--checkpoint nowhere", "nowhere/seed1/checkpoint.pt: cannot be read"),
+    (
+        FINETUNE,
+        "--checkpoint nowhere/checkpoint.pt",
+        "cannot be read as one of these scripts' files: FileNotFoundError",
+    ),
+    (FINETUNE, "--checkpoint {files}/done --num-seeds 2", "done/seed2/checkpoint.pt: cannot be read"),
+    (FINETUNE, "--checkpoint {files}/cut.pt", "cannot be read as one of"),
+    (FINETUNE, "--checkpoint {files}/text.pt", "cannot be read as one of"),
+    (FINETUNE, "--checkpoint {files}/evil.pt", "cannot be read as one of"),
+    (FINETUNE, "--checkpoint {files}/evil2.pt", "cannot be read as one of"),
+    (FINETUNE, "--checkpoint {files}/first_house.pt", "of another version, or of another kind"),
+    (FINETUNE, "--checkpoint {files}/td3.pt", "its family is td3, not sac"),
+    ("td3_c", "--checkpoint {files}/cheetah.pt", "its family is sac, not td3"),
+    ("iql", "--offline-steps 0 --online-steps 9 --checkpoint {files}/td3.pt", "its family is td3, not iql"),
     (FINETUNE, "--checkpoint {files}/cheetah.pt", "its env is HalfCheetah-v4, not Hopper-v4"),
     (FINETUNE, "--checkpoint {files}/obs.pt", "its obs_dim is 12, not 11"),
     (FINETUNE, "--checkpoint {files}/gamma.pt", "its gamma is 0.9, not 0.99"),

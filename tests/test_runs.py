@@ -533,7 +533,7 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives(call, 
     wait_for(lambda: list(Path("runs").rglob("config.json")), process)
     with pytest.raises(SystemExit) as ended:
         call("offline_pretrain_sac", f"{command} --overwrite")
-    assert ended.value.code == 2 and "another run writes to" in capsys.readouterr().err
+    assert ended.value.code == 2 and "Does another run write there" in capsys.readouterr().err
     process.kill()
     process.wait()
     call("offline_pretrain_sac", f"{command.replace('20000', '20')} --overwrite --runs-dir other")

@@ -272,7 +272,7 @@ def test_update_is_plain_autograd(options, double):
 def test_a_seed_starts_the_same_whatever_seeds_are_beside_it():
     algorithm = make()
     alone = algorithm.init(6)
-    stacked = sac.on_device(None, [algorithm.init(seed) for seed in (5, 6, 7)], "cpu")
+    stacked = sac.stack([algorithm.init(seed) for seed in (5, 6, 7)])
     for leaf, stacked_leaf in zip(tree_leaves(alone), tree_leaves(stacked), strict=True):
         assert torch.equal(leaf, stacked_leaf[1])
     assert not torch.equal(stacked["actor"]["0.weight"][0], stacked["actor"]["0.weight"][1])
