@@ -779,9 +779,6 @@ def update_loop(algorithm: ALGORITHM, state: dict, replay: Replay, args: Args, t
         shapes = algorithm.update_noise.items()
         noise = {name: torch.randn(args.num_seeds, *shape, device=device) for name, shape in shapes}
         new, metrics = update(state, replay.sample(args.batch_size), noise)
-        if device == "cpu" and not compiled:
-            state.update(new)
-            return metrics
         for name, part in new.items():  # in place: a CUDA graph reads and writes fixed addresses
             tree_map(Tensor.copy_, state[name], part)
         return metrics
@@ -1065,7 +1062,7 @@ class Run:
         if args.track and not find_spec("wandb"):
             fail("--track: needs the package wandb (pip install wandb)")
         self.args, self.saved, self.started = args, saved, time.time()
-        self.phase, self.offline_step, self.env_step = "offline", 0, 0
+        self.phase, self.step, self.env_step = "offline", 0, 0  # step: TensorBoard's axis, of both phases
         self.gradient_step = source["gradient_step"] if source else 0
         self.seeds, self.live = range(args.seed, args.seed + args.num_seeds), list(range(args.num_seeds))
         self.last_return, self.pending = {}, {}  # by seed's index; pending: evaluations under way
@@ -1111,7 +1108,7 @@ class Run:
             wandb.tensorboard.patch(root_logdir=str(self.folder))  # sync_tensorboard for several folders
             wandb.init(project="offline-to-online", name=self.folder.name, config=self.config)
         self.saved_at = self.logged_at = time.time()
-        self.logged_step = self.offline_step + self.env_step
+        self.logged_step = self.step
         purge_step = self.logged_step + 1 if self.saved else None
         writers = [SummaryWriter(str(folder), purge_step=purge_step) for folder in self.folders]
         self.writers = [self.at_exit.enter_context(writer) for writer in writers]
@@ -1142,9 +1139,8 @@ class Run:
             for folder in new_folders:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
-                moment = ["phase", "gradient_step", "env_step"]
-                append(folder / "eval.csv", [[*moment, "episode", "return", "length", "seconds"]])
-                append(folder / "metrics.csv", [[*moment, "name", "value"]])
+                append(folder / "eval.csv", [[*self.moment(), "episode", "return", "length", "seconds"]])
+                append(folder / "metrics.csv", [[*self.moment(), "name", "value"]])
         except OSError as error:  # filelock's Timeout, too
             fail(f"--runs-dir {self.args.runs_dir}: {error} Does another run write there?")
 
@@ -1187,57 +1183,49 @@ class Run:
                 path.unlink()
 
     def place(self) -> str:
-        return f"{self.phase} step {self.env_step if self.phase == 'online' else self.offline_step:,}"
+        return f"{self.phase} step {self.env_step if self.phase == 'online' else self.step:,}"
 
     def moment(self) -> dict:
-        return {"phase": self.phase, "gradient_step": self.gradient_step, "env_step": self.env_step}
+        return {name: getattr(self, name) for name in ("phase", "step", "gradient_step", "env_step")}
 
     def write_values(self, i: int, moment: dict, values: dict[str, float]) -> None:
-        """Adds a seed's values to metrics.csv and TensorBoard, whose axis is updates offline, then steps."""
+        """Adds a seed's values to metrics.csv and TensorBoard."""
         append(self.folders[i] / "metrics.csv", [[*moment.values(), *item] for item in values.items()])
-        online = moment["phase"] == "online"
-        step = self.offline_step + moment["env_step"] if online else moment["gradient_step"]
         for name, value in values.items():
-            self.writers[i].add_scalar(name, value, step)
+            self.writers[i].add_scalar(name, value, moment["step"])
 
     def between_steps(self, last_step: int, loops: list[Loop]) -> None:
         """Logs, saves, stops and evaluates if it is due."""
-        step = self.env_step if self.phase == "online" else self.offline_step
+        step = self.env_step if self.phase == "online" else self.step
         stops = self.stop_signal  # read once: it may come at any time
-        if stops or step % self.args.log_every == 0:
-            self.drop_diverged()
+        evaluates = step % self.args.eval_every == 0 or step == last_step
+        if stops or evaluates or step % self.args.log_every == 0:
             self.log(loops)
         if stops or time.time() - self.saved_at > 60 * self.args.checkpoint_every:
             self.save()
         if stops:
             raise KeyboardInterrupt
-        if step % self.args.eval_every == 0 or step == last_step:
-            self.drop_diverged()
+        if evaluates:
             self.evaluate()
         if all(result.done() for result in self.pending.values()):
             self.log_evaluation()
 
     def log(self, loops: list[Loop]) -> None:
-        """Metrics of the last step, and the speed since the last log."""
-        step, now = self.offline_step + self.env_step, time.time()
-        metrics = {name: value.tolist() for loop in loops for name, value in loop.metrics.items()}
-        if metrics:
-            speed = (step - self.logged_step) / (now - self.logged_at)
-            metrics["speed/steps_per_second"] = [speed] * len(self.seeds)
-        self.logged_step, self.logged_at = step, now
-        for i in self.live:
-            self.write_values(i, self.moment(), {name: value[i] for name, value in metrics.items()})
-
-    def drop_diverged(self) -> None:
-        """Gives up the seeds of which something is not finite; ends the run when none is left."""
+        """Metrics of the last step, and the speed; gives up the seeds of which something is not finite."""
         leaves = [leaf.reshape(len(self.seeds), -1) for leaf in tree_leaves(self.state)]
         finite = torch.stack([leaf.isfinite().all(1) for leaf in leaves]).all(0).tolist()
-        diverged = [i for i in self.live if not finite[i]]
-        for i in diverged:
+        for i in [i for i in self.live if not finite[i]]:
             self.live.remove(i)
             tqdm.write(f"seed {self.seeds[i]} diverged before {self.place()}; its last checkpoint stays")
         if not self.live:
             raise SystemExit("error: no seed is left")
+        metrics = {name: value.tolist() for loop in loops for name, value in loop.metrics.items()}
+        if metrics:
+            speed = (self.step - self.logged_step) / (time.time() - self.logged_at)
+            metrics["speed/steps_per_second"] = [speed] * len(self.seeds)
+        self.logged_step, self.logged_at = self.step, time.time()
+        for i in self.live:
+            self.write_values(i, self.moment(), {name: value[i] for name, value in metrics.items()})
 
     def evaluate(self) -> None:
         """Saves a checkpoint of each seed and evaluates it, beside training; one evaluation at a time."""
@@ -1282,10 +1270,9 @@ class Run:
     def save(self) -> None:
         """resume.pt: what --resume goes on from, and what collect_dataset.py --from-run reads."""
         self.log_evaluation()
-        counters = ("phase", "offline_step", "env_step", "gradient_step", "live", "last_return")
         logs = [folder / name for folder in self.folders for name in ("eval.csv", "metrics.csv")]
         content = self.config | {
-            "progress": {name: getattr(self, name) for name in counters},
+            "progress": self.moment() | {"live": self.live, "last_return": self.last_return},
             "finished": self.kept,
             "seconds": time.time() - self.started,
             "state": self.state,
@@ -1361,6 +1348,7 @@ def train_online(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run, ra
                 updates(run.gradient_step + 1, args.updates_per_step)
                 run.gradient_step += args.updates_per_step
             ended = collector.step(action)
+            run.step += 1
             run.env_step += 1
             for i in ended.keys() & run.live:
                 run.write_values(i, run.moment(), ended[i])
@@ -1408,7 +1396,7 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     files = [*folder.glob("resume.pt"), *folder.glob("seed*/resume.pt")]
     if len(files) != 1:
         fail(f"--resume {folder}: {len(files)} saved runs (resume.pt, until a run ends), not one")
-    saved = load("--resume", files[0], "progress")
+    saved = load("--resume", files[0], "finished")
     if saved["script"] != SCRIPT:
         fail(f"--resume {folder}: is a run of {saved['script']}.py")
     if saved["finished"]:

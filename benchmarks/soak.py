@@ -161,7 +161,7 @@ def soak(name: str, args: Args, folder: Path) -> list[dict]:
         if path:
             saved = torch.load(path)
             row["phase"] = saved["progress"]["phase"]
-            row["saved_step"] = saved["progress"]["env_step" if row["phase"] == "online" else "offline_step"]
+            row["saved_step"] = saved["progress"]["env_step" if row["phase"] == "online" else "step"]
             rings = saved["rings"]
             if before is not None and not torch.equal(rings[:, : before.shape[1]], before):
                 row["problem"] = "transitions are lost"

@@ -120,7 +120,7 @@ def test_returns_are_computed_when_they_are_due():
     run = type("EpisodeRun", (awr.ReturnsOnTime, type("Run", (), base)), {})()
     for steps in ((0, 5, 10, 19, 20), (25, 29)):
         run.replay = SimpleNamespace(computed_at=None, compute_all=compute_all)
-        for run.offline_step in steps:
+        for run.step in steps:
             run.between_steps()
     assert calls == [0, 10, 20, 25]
 

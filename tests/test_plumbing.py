@@ -694,10 +694,10 @@ def test_offline_updates_are_cut_where_something_is_due(monkeypatch):
 
     class Run:
         args = offline_pretrain_sac.Args(offline_steps=37, eval_every=25, log_every=12)
-        offline_step = gradient_step = 0
+        step = gradient_step = 0
         between_steps = log_evaluation = lambda *_: None
 
     run = Run()
     offline_pretrain_sac.train_offline(None, None, None, run)
     assert calls == [(1, 10), (11, 2), (13, 8), (21, 4), (25, 1), (26, 5), (31, 6), (37, 1)]
-    assert run.gradient_step == run.offline_step == 37
+    assert run.gradient_step == run.step == 37

@@ -413,7 +413,7 @@ def test_an_offline_run_that_is_killed_goes_on_to_the_same_bits(call, capsys):
     folder = run_folder("*", "cut")
     assert config(folder / "seed1")["status"] == "running"
     (folder / "seed1" / "resume.pt.part").write_text("of a save that was cut")
-    at = torch.load(folder / "seed1" / "resume.pt")["progress"]["offline_step"]
+    at = torch.load(folder / "seed1" / "resume.pt")["progress"]["step"]
     assert 0 < at < 600
     call("offline_pretrain_sac", f"--resume {folder}")
     call("offline_pretrain_sac", f"{command} --runs-dir whole")
@@ -548,7 +548,7 @@ def test_a_resumed_run_purges_what_tensorboard_would_show_twice(call, monkeypatc
 
     def stop_once(self):
         log_evaluation(self)
-        if self.offline_step >= 30 and not seen:
+        if self.step >= 30 and not seen:
             seen.append(self.stop(signal.SIGTERM, None))
 
     monkeypatch.setattr(script.Run, "log_evaluation", stop_once)
