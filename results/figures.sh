@@ -157,8 +157,15 @@ o3f() {
         --out results/o3f/second_version
 }
 
+rlpd() {
+    local scratch='SAC from scratch' data='SAC from scratch with data, offline ratio 0.5'
+    draw results/rlpd/runs --split --rename "$data, 10 critics, critic subset 2=RLPD: 20 updates a step, ten critics" \
+        --rename "$data=20 updates a step, two critics" --rename "$scratch=20 updates a step, two critics, no data" \
+        --rename "$data, policy delay 1, updates per step 1=one update a step, two critics" --out results/rlpd/curves
+}
+
 for folder in "${@:-}"; do
-    for one in ${folder:-methods awac chapter sac medium halfcheetah td3 random cql iql_awac o3f}; do
+    for one in ${folder:-methods awac chapter sac medium halfcheetah td3 random cql iql_awac o3f rlpd}; do
         "$one"
     done
 done
