@@ -1460,7 +1460,7 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     folder = Path(args.resume).resolve()
     files = [*folder.glob("resume.pt"), *folder.glob("seed*/resume.pt")]
     if len(files) != 1:
-        fail(f"--resume {folder}: {len(files)} resume.pt are there; name the folder of one run that was cut")
+        fail(f"--resume {folder}: {len(files)} resume.pt are there; a run has one until it is finished")
     saved = load("--resume", files[0], "finished")
     if saved["script"] != SCRIPT:
         fail(f"--resume {folder}: is a run of {saved['script']}.py")

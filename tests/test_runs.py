@@ -575,3 +575,14 @@ def test_help_is_shown_by_every_script():
             [sys.executable, ROOT / f"{script}.py", "--help"], capture_output=True, text=True
         )
         assert found.returncode == 0 and "--critic-subset" in found.stdout and "per batch" in found.stdout
+
+
+def test_a_second_ctrl_c_ends_a_run_unsaved_and_a_second_sigterm_does_not(capsys):
+    """timeout and srun send a signal twice."""
+    run = sac_scratch.Run.__new__(sac_scratch.Run)
+    run.stop_signal = 0
+    for _ in range(2):
+        run.stop(signal.SIGTERM, None)
+    run.stop(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        run.stop(signal.SIGINT, None)
