@@ -50,7 +50,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import pairwise
@@ -97,7 +97,7 @@ class Args:
     runs_dir: str = "runs"  # results go to <runs-dir>/<env>/<name>/seed<k>/
     overwrite: bool = False  # replace a run of the same settings
     resume: str | None = None  # folder of a run that was cut: goes on with the run's own options
-    checkpoint_every: NonNegative = 5.0  # minutes between saves of what --resume goes on from
+    checkpoint_every: NonNegative = 5.0  # minutes between saves of resume.pt, which --resume reads
     log_every: Count = 1_000  # steps between rows of losses
     track: bool = False  # send TensorBoard's logs to Weights & Biases too (needs the package wandb)
     # data
@@ -136,7 +136,7 @@ class Batch(NamedTuple):
     action: Tensor  # (B, A) in [-1, 1]
     reward: Tensor  # (B,)
     next_obs: Tensor  # (B, O)
-    terminated: Tensor  # (B,) 1 where the task ended: no value after it; 0 where only the clock did
+    terminated: Tensor  # (B,) 1 where the task ended and no value follows; 0 also where time ran out
 
 
 def new_mlp(*sizes: int) -> dict[str, Tensor]:
@@ -154,29 +154,26 @@ def mlp(params: dict[str, Tensor], x: Tensor, layer_norm: bool = False) -> Tenso
     weight, bias = params[f"{last}.weight"], params[f"{last}.bias"]
     if len(weight) > 1:
         return F.linear(x, weight, bias)
-    return (x * weight[0]).sum(-1) + bias[0]  # on CUDA faster than a matrix with one column
+    return (x * weight[0]).sum(-1) + bias[0]  # on CUDA faster than F.linear with one output
 
 
 def adam_init(params: dict | Tensor) -> dict:
-    return {
-        "m": tree_map(torch.zeros_like, params),
-        "v": tree_map(torch.zeros_like, params),
-        "t": torch.zeros(()),
-    }
+    zeros = tree_map(torch.zeros_like, params)
+    return {"m": zeros, "v": zeros, "t": torch.zeros(())}
 
 
 def adam(params: dict | Tensor, grads: dict | Tensor, moments: dict, lr: float) -> tuple[dict | Tensor, dict]:
     """New parameters and moments after one step of Adam (Kingma & Ba 2015, algorithm 1).
 
-    1 - beta^t is written with expm1: in float32 the difference would lose digits for a thousand updates.
+    1 - beta^t is written with expm1: as a difference it would lose float32 digits in the first 1,000 updates.
     """
     t = moments["t"] + 1
     m = tree_map(lambda m, grad: torch.lerp(m, grad, 1 - BETA1), moments["m"], grads)
     v = tree_map(lambda v, grad: torch.lerp(v, grad * grad, 1 - BETA2), moments["v"], grads)
-    minus_inverse_step = torch.expm1(t * math.log(BETA1)) / lr
-    root = (-torch.expm1(t * math.log(BETA2))).sqrt()
+    minus_inverse_step = torch.expm1(t * math.log(BETA1)) / lr  # -(1 - beta1^t) / lr
+    root = (-torch.expm1(t * math.log(BETA2))).sqrt()  # sqrt(1 - beta2^t)
 
-    def stepped(param: Tensor, m: Tensor, v: Tensor) -> Tensor:
+    def stepped(param: Tensor, m: Tensor, v: Tensor) -> Tensor:  # param - lr m_hat / (sqrt(v_hat) + eps)
         return torch.addcdiv(param, m, (v.sqrt() / root + ADAM_EPS) * minus_inverse_step)
 
     return tree_map(stepped, params, m, v), {"m": m, "v": v, "t": t}
@@ -203,7 +200,7 @@ def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor,
 
 
 def q_filter(q: Tensor, args: Args) -> tuple[Tensor, dict]:
-    """Weights (B,) of the policy loss: 1 where q (B,) reaches the threshold, ties kept; and metrics.
+    """Weights (B,) of the policy loss, 1 where q (B,) >= threshold, else --q-filter-weight; and metrics.
 
     The threshold is --q-filter-value, or the --q-filter-percentile of the batch (linear interpolation).
     """
@@ -220,7 +217,7 @@ def q_filter(q: Tensor, args: Args) -> tuple[Tensor, dict]:
 
 
 class SAC:
-    """One seed, as pure functions of its state; noise is an argument: standard normal, shapes as listed."""
+    """One seed, as pure functions of its state; noise is an argument, standard normal: see update_noise."""
 
     def __init__(self, args: Args, obs_dim: int, action_dim: int, hidden_dim, num_critics, layer_norm):
         self.args, self.obs_dim, self.action_dim, self.hidden_dim = args, obs_dim, action_dim, hidden_dim
@@ -292,14 +289,14 @@ class SAC:
             target_mean, _ = self.actor(state["target_actor"], batch.obs)
             distance = (mean.tanh() - target_mean.tanh()).square().sum(1).mean()
             dual = state["log_dual"].exp()
-            loss = (loss + dual * (distance - args.epsilon)) / (1 + dual)  # divided, so that its scale stays
+            loss = (loss + dual * (distance - args.epsilon)) / (1 + dual)  # 1 + dual keeps its scale
             metrics["constraint/distance"] = distance
         return loss, {"loss/actor": loss, **metrics}
 
     def update(self, state: dict, batch: Batch, noise: dict, policy_turn: bool) -> tuple[dict, dict]:
         """What changes in the state, and metrics: the critics, and on the policy's turn all else."""
         args = self.args
-        gradient = grad_and_value(self.critic_loss, has_aux=True)
+        gradient = grad_and_value(self.critic_loss, has_aux=True)  # returns gradients, (loss, aux)
         grads, (_, (metrics, q)) = gradient(state["critic"], state, batch, noise)
         critic, critic_adam = adam(state["critic"], grads, state["critic_adam"], args.critic_lr)
         target_critic = polyak(state["target_critic"], critic, args.tau)
@@ -333,7 +330,7 @@ class SAC:
         return self.critics(state["critic"], obs, action).amin(0)
 
 
-ALGORITHM, FAMILY = SAC, "sac"  # the family of checkpoints that fit each other
+ALGORITHM, FAMILY = SAC, "sac"  # scripts of one family read each other's checkpoints
 # ---- plumbing: the same text in every script ---------------------------------------------------------
 
 SCRIPT, BUNDLED = Path(__file__).stem, (Path(__file__).resolve().parent / "datasets").resolve()
@@ -348,7 +345,7 @@ D4RL_SCORES = {  # returns of a random and of an expert policy (Fu et al. 2020, 
 COMPILE_FROM = 5_000  # updates; compiling costs half a minute on a CPU
 UPDATES_PER_CALL = 10  # offline, in one CUDA graph
 EPISODE_LIMIT = 100_000  # steps of an evaluation episode
-STOP_SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")]
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 ROUNDING = 1e-4  # how far outside [-1, 1] a recorded action may lie
 
 
@@ -455,7 +452,7 @@ def read_hdf5(path: Path, step_limit: int | None) -> dict[str, np.ndarray]:
     if next_obs is None:
         next_obs, drop = np.roll(obs, -1, 0), truncated.copy()
         next_obs[terminated] = obs[terminated]  # nothing follows a terminal; never used
-        truncated[:-1] |= drop[1:] & ~terminated[:-1]
+        truncated[:-1] |= drop[1:] & ~terminated[:-1]  # the row before a dropped one is now the last
     columns = {"obs": obs, "action": data["actions"], "reward": data["rewards"], "next_obs": next_obs}
     return columns | {"terminated": terminated, "truncated": truncated, "drop": drop}
 
@@ -469,7 +466,7 @@ def read_minari(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         obs, terminated = to_vector(episode["observations"], 1), np.ravel(episode["terminations"])
         count = len(terminated) if terminated[-1] else len(obs) - 1  # a last observation may be missing
         obs = np.append(obs, obs[-1:], 0)  # and is not used after a terminal
-        truncated = (np.arange(count) == count - 1) & (not terminated[-1])  # it ends where it ends
+        truncated = (np.arange(count) == count - 1) & (not terminated[-1])  # where the record stops
         columns = obs[:-1], episode["actions"], episode["rewards"], obs[1:], terminated
         episodes.append([*(column[:count] for column in columns), truncated])
     names = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
@@ -565,32 +562,32 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
 class Replay:
     """Every transition in one table on the device: the dataset's rows once, then one ring per seed.
 
-    A batch is one gather of row numbers (S, B), drawn from dataset and ring alike; if `offline_ratio` is a
-    number, that share of a batch is drawn from the dataset and the rest from the ring (RLPD).
+    A batch is one gather of row numbers (S, B), uniform over the dataset and the seed's ring together. Once
+    `offline_ratio` is set, that share of it is drawn from the dataset and the rest from the ring (RLPD).
     """
 
     def __init__(self, args: Args, shape: dict, dataset: Dataset | None, capacity: int, device: str):
         self.columns = [shape["obs_dim"], shape["action_dim"], 1, shape["obs_dim"], 1]
         self.num_offline = len(dataset.rows) if dataset else 0
-        size = (self.num_offline + args.num_seeds * capacity, sum(self.columns))
+        num_rows, width = self.num_offline + args.num_seeds * capacity, sum(self.columns)
         free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-        needed = 4 * (size[0] + args.num_seeds * args.batch_size) * size[1]
+        needed = 4 * (num_rows + args.num_seeds * args.batch_size) * width  # bytes, with one batch
         if needed > free:
             memory = f"{1e-9 * needed:.1f} GB are needed, {1e-9 * free:.1f} GB are free on {device}"
             fail(f"--num-seeds {args.num_seeds}: {memory}; lower it, --batch-size or --replay-capacity")
-        self.rows, self.ends = torch.zeros(size, device=device), np.zeros(size[0], np.uint8)
+        self.rows, self.ends = torch.zeros(num_rows, width, device=device), np.zeros(num_rows, np.uint8)
         if dataset:
             self.rows[: self.num_offline] = torch.from_numpy(dataset.rows)
             self.ends[: self.num_offline] = dataset.ends
-        self.rings = self.rows[self.num_offline :].view(args.num_seeds, capacity, size[1])
-        self.host_row = torch.zeros(args.num_seeds, size[1], pin_memory=device == "cuda")
+        self.rings = self.rows[self.num_offline :].view(args.num_seeds, capacity, width)
+        self.host_row = torch.zeros(args.num_seeds, width, pin_memory=device == "cuda")
         self.ring_ends = self.ends[self.num_offline :].reshape(args.num_seeds, capacity)  # a view too
         self.starts = self.num_offline + capacity * torch.arange(args.num_seeds, device=device)[:, None]
         self.size = torch.zeros((), dtype=torch.int64, device=device)  # of a ring; a CUDA graph reads it
         self.capacity, self.added, self.offline_ratio = capacity, 0, None
 
     def add(self, obs, action, reward, next_obs, terminated, truncated) -> None:
-        """Stores one transition per seed; arrays (S, ...). On CUDA, wait for the device between calls."""
+        """Stores a transition of each seed, arrays (S, ...). On CUDA, synchronise before the next call."""
         row = np.column_stack([obs, action, reward, next_obs, terminated]).astype(np.float32)
         self.host_row.copy_(torch.from_numpy(row))
         self.rings[:, self.added % self.capacity].copy_(self.host_row, non_blocking=True)
@@ -600,13 +597,13 @@ class Replay:
 
     def sample(self, batch_size: int) -> Batch:
         """A batch per seed, (S, B, ...)."""
-        number = torch.randint(2**62, (len(self.rings), batch_size), device=self.rows.device)
+        shape, device = (len(self.rings), batch_size), self.rows.device
+        number = torch.randint(2**62, shape, device=device)  # then modulo: `size` is known to the device only
         if self.offline_ratio is None:
             number = number % (self.num_offline + self.size)
             number = torch.where(number < self.num_offline, number, number - self.num_offline + self.starts)
         else:
-            num_offline = (self.offline_ratio * batch_size).round()
-            offline = torch.arange(batch_size, device=number.device) < num_offline
+            offline = torch.arange(batch_size, device=device) < (self.offline_ratio * batch_size).round()
             number = torch.where(offline, number % self.num_offline, number % self.size + self.starts)
         return self.gather(number)
 
@@ -617,11 +614,11 @@ class Replay:
 
 
 def over_seeds(function: Callable, num_seeds: int) -> Callable:
-    """`function` of one seed's tensors, for stacked ones."""
+    """`function`, written for one seed's tensors, for those of all seeds, stacked."""
     if num_seeds > 1:
         return vmap(function)
 
-    def alone(*stacked):  # without vmap, which costs a CPU time
+    def alone(*stacked):  # one seed needs no vmap, which is slower on a CPU
         result = function(*tree_map(lambda tensor: tensor[0], stacked))
         return tree_map(lambda tensor: tensor[None], result)
 
@@ -631,7 +628,7 @@ def over_seeds(function: Callable, num_seeds: int) -> Callable:
 class Loop:
     """A step that all seeds take over and over; `metrics` (S,) are those of the last one.
 
-    On CUDA, calls with one pattern of turns become one CUDA graph, after two that warm up: one launch each.
+    On CUDA, each pattern of `turns` becomes a CUDA graph at its third call; two calls warm up before it.
     """
 
     def __init__(self, step: Callable[[bool], dict], device: str, args: Args, compiled: bool = False):
@@ -676,8 +673,8 @@ class Loop:
 def update_loop(algorithm: ALGORITHM, state: dict, replay: Replay, args: Args, total: int) -> Loop:
     """`update` of all seeds on fresh batches, compiled if that pays for `total` updates."""
     device = replay.rows.device.type
-    many_updates = device == "cuda" or total >= COMPILE_FROM
-    compiled = args.compile == "on" or (args.compile == "auto" and many_updates)
+    pays = device == "cuda" or total >= COMPILE_FROM
+    compiled = args.compile == "on" or (args.compile == "auto" and pays)
 
     def step(policy_turn: bool) -> dict:
         update = over_seeds(partial(algorithm.update, policy_turn=policy_turn), args.num_seeds)
@@ -694,10 +691,8 @@ def update_loop(algorithm: ALGORITHM, state: dict, replay: Replay, args: Args, t
 
 
 def work_beside() -> None:
-    """For a process beside the run: stop signals are for the run itself; without the run, it ends."""
+    """For a process beside the run, which was started with stop signals off: without the run, it ends."""
     torch.set_num_threads(1)
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
     def end_with_the_run() -> None:
         parent_process().join()
@@ -706,20 +701,15 @@ def work_beside() -> None:
     threading.Thread(target=end_with_the_run, daemon=True).start()
 
 
-@cache  # the same ones again at the next evaluation
-def eval_envs(env_id: str, count: int) -> list[Adapter]:
-    return [make_env(env_id) for _ in range(count)]
-
-
 def evaluate(path: Path, args: Args) -> np.ndarray:
-    """Plays a checkpoint's evaluation episodes; rows of return, length, first Q, Q's bias.
+    """Plays a checkpoint's evaluation episodes, adds the returns to it; rows of return, length, Q(s0), bias.
 
-    Episodes are seeded by (seed, gradient and environment steps so far, episode): each evaluation sees new
-    starts, and a finetuning's at step 0 repeats the last one of its pretraining. All are acted at once.
+    Seeds are made of (seed, gradient and environment steps so far, episode): each evaluation sees new starts,
+    and the one before finetuning repeats the last one of pretraining. The episodes run side by side.
     """
     checkpoint = torch.load(path, weights_only=True)
     state, algorithm = checkpoint["state"], ALGORITHM(args, **checkpoint["shape"])
-    envs = eval_envs(args.env, args.eval_episodes)
+    envs = [make_env(args.env) for _ in range(args.eval_episodes)]
     origin = [checkpoint[key] for key in ("seed", "gradient_step", "env_step")]
     seeds = [int(np.random.SeedSequence((*origin, i)).generate_state(1)[0]) for i in range(len(envs))]
     obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)])
@@ -1021,7 +1011,7 @@ class Run:
         self.saved_at = time.time()
 
     def restore(self, state: dict, replay: Replay) -> None:
-        """Takes what `save` saves, and puts the replay back; main has put the saved state into `state`."""
+        """Keeps what `save` needs; after --resume refills the replay (`state` is the saved one already)."""
         self.state, self.replay = state, replay
         if not self.saved:
             return
@@ -1034,10 +1024,9 @@ class Run:
             last = replay.ring_ends[:, (replay.added - 1) % replay.capacity]
             last[last == 0] = 2  # its episode does not go on
         torch.set_rng_state(self.saved["random"][0])
-        for number, random_state in enumerate(self.saved["random"][1 : 1 + torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(random_state, number)
-        for name, size in self.saved["logs"].items():
-            os.truncate(self.folder / name, size)
+        torch.cuda.set_rng_state_all(self.saved["random"][1 : 1 + torch.cuda.device_count()])
+        for name, num_bytes in self.saved["logs"].items():
+            os.truncate(self.folder / name, num_bytes)
 
     def report(self, *next_command: str) -> None:
         """The last lines of a run; exit status 1 if a seed diverged."""
@@ -1054,7 +1043,7 @@ def train_offline(algorithm: ALGORITHM, state: dict, replay: Replay, run: Run) -
     run.between_steps(args.offline_steps, [updates])
     with tqdm(desc="offline", initial=run.step, total=args.offline_steps, disable=None) as bar:
         while run.step < args.offline_steps:
-            pauses = UPDATES_PER_CALL, args.log_every, args.eval_every
+            pauses = UPDATES_PER_CALL, args.log_every, args.eval_every  # a call ends at their multiples
             count = min(args.offline_steps - run.step, *(every - run.step % every for every in pauses))
             updates(run.step + 1, count)
             run.step += count

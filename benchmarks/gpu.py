@@ -179,7 +179,6 @@ def check_rows(args: Args) -> None:
         collector.act()
         training.loop(first)
         collector.step()
-    collector.envs.close()
     if not np.array_equal(training.replay.rings[:, :300].cpu().numpy(), np.stack(added, 1)):
         raise RuntimeError("rows in the ring are not those that were stored")
 
@@ -245,10 +244,7 @@ def online_rate(seeds: int, args: Args, waits: bool = False) -> float:
         if waits:
             synchronize(args)
 
-    try:
-        return rate(step, 1, args, seconds=8.0)
-    finally:
-        collector.envs.close()
+    return rate(step, 1, args, seconds=8.0)
 
 
 def online(table: Table, args: Args) -> None:
@@ -301,12 +297,16 @@ def serve(pipe, count: int) -> None:
     envs = [make_env("Hopper-v4") for _ in range(count)]
     for env in envs:
         env.reset()
+    shared = np.zeros((count, ACTION_DIM + 3 + 2 * OBS_DIM), np.float32)
     pipe.send_bytes(b"ready")
     while True:
         action = np.frombuffer(pipe.recv_bytes(), np.float32).reshape(-1, ACTION_DIM)
         if not len(action):
             return
-        pipe.send_bytes(np.stack([step_env(env, one) for env, one in zip(envs, action, strict=True)]))
+        shared[:, :ACTION_DIM] = action
+        for env, row in zip(envs, shared, strict=True):
+            step_env(env, row)
+        pipe.send_bytes(shared[:, ACTION_DIM:].copy())
 
 
 def group_rate(sizes: list[int], args: Args) -> float:
@@ -367,10 +367,7 @@ def own_rate(args: Args) -> float:
     sac_scratch.num_cores = lambda: 8  # or fewer cores than that keep them in this process
     envs = sac_scratch.TrainingEnvs("Hopper-v4", list(range(10)), OBS_DIM, ACTION_DIM)
     actions = np.zeros((10, ACTION_DIM), np.float32)
-    try:
-        return rate(lambda: envs.step(actions), 1, args)
-    finally:
-        envs.close()
+    return rate(lambda: envs.step(actions), 1, args)
 
 
 def variants(table: Table, args: Args) -> None:

@@ -4,7 +4,6 @@ import json
 import math
 import pwd
 import shutil
-from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -650,14 +649,13 @@ def test_environments_in_processes_of_their_own_give_the_same_rows(monkeypatch):
     ended, replay = collector_of("odd_envs:Line-v0")
     monkeypatch.setattr(script, "num_cores", lambda: 8)
     collector = new_collector("odd_envs:Line-v0")
-    with closing(collector.envs):
-        assert len(collector.envs.processes) == 2 and not collector.envs.local
-        assert [collector.step(np.zeros((2, 1), np.float32)) for _ in range(25)] == ended
-        assert torch.equal(collector.replay.rings, replay.rings)
-        np.testing.assert_array_equal(collector.replay.ring_ends, replay.ring_ends)
-        collector.envs.processes[1].kill()
-        with pytest.raises(RuntimeError, match="process of an environment ended"):
-            collector.step(np.zeros((2, 1), np.float32))
+    assert len(collector.envs.processes) == 2 and not collector.envs.local
+    assert [collector.step(np.zeros((2, 1), np.float32)) for _ in range(25)] == ended
+    assert torch.equal(collector.replay.rings, replay.rings)
+    np.testing.assert_array_equal(collector.replay.ring_ends, replay.ring_ends)
+    collector.envs.processes[1].kill()
+    with pytest.raises(RuntimeError, match="process of an environment ended"):
+        collector.step(np.zeros((2, 1), np.float32))
 
 
 def test_a_step_waits_once_for_the_actions_that_were_queued():
