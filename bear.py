@@ -57,7 +57,7 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import pairwise
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, NoReturn
 
@@ -1048,7 +1048,7 @@ class Run:
         self.gradient_step = source["gradient_step"] if source else 0
         self.seeds, self.live = range(args.seed, args.seed + args.num_seeds), list(range(args.num_seeds))
         self.last_return, self.pending = {}, {}  # by seed's index; pending: evaluations under way
-        self.stop_signal, self.at_exit, self.kept = 0, ExitStack(), False
+        self.stop_signal, self.at_exit, self.kept, self.replay = 0, ExitStack(), False, None
         trained_on = source["dataset"] if source else None
         data = dataset.description if dataset else trained_on
         self.scores = D4RL_SCORES.get(task_of(args.env)) or (data and data["scores"])
@@ -1116,6 +1116,9 @@ class Run:
             for folder in self.folders:
                 if folder.exists() and not self.saved and not self.args.overwrite:
                     fail(f"--runs-dir {self.args.runs_dir}: {folder} exists; --overwrite replaces it")
+                config = json.loads((folder / "config.json").read_text()) if self.saved else self.config
+                if config["args"] != self.config["args"]:
+                    fail(f"--resume {self.folder}: another run has replaced {folder.name}")
                 self.at_exit.enter_context(FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0))
             new_folders = [] if self.saved else self.folders
             for folder in new_folders:
@@ -1127,8 +1130,10 @@ class Run:
             fail(f"--runs-dir {self.args.runs_dir}: {error} Does another run write there?")
 
     def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
-        if kind is torch.OutOfMemoryError:
+        if kind is torch.OutOfMemoryError and self.replay:
             self.save()
+        for process in active_children() if self.pending else []:  # nobody waits for these evaluations
+            process.kill()
         status = {None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed")
         with suppress(OSError), self.at_exit:  # of a full disk
             self.set_status(status)
@@ -1137,7 +1142,7 @@ class Run:
         ends = {KeyboardInterrupt: 128 + self.stop_signal, OSError: f"error: {error}"}
         ends[torch.OutOfMemoryError] = f"error: lower --num-seeds, --batch-size or --replay-capacity: {error}"
         if kind in ends:
-            command = shlex.join(["python", f"{SCRIPT}.py", "--resume", str(self.folder)])
+            command = shlex.join(["python", f"{SCRIPT}.py", "--resume", str(self.folders[0])])
             saved = (self.folders[0] / "resume.pt").exists()
             advice = f"go on with: {command}" if saved else "nothing is saved to go on from"
             print(f"{status} at {self.place()}; {advice}")
@@ -1196,7 +1201,10 @@ class Run:
         """Metrics of the last step, and the speed; gives up the seeds of which something is not finite."""
         leaves = [leaf.reshape(len(self.seeds), -1) for leaf in tree_leaves(self.state)]
         finite = torch.stack([leaf.isfinite().all(1) for leaf in leaves]).all(0).tolist()
-        for i in [i for i in self.live if not finite[i]]:
+        diverged = [i for i in self.live if not finite[i]]
+        if diverged:
+            self.log_evaluation()  # of when all was finite
+        for i in diverged:
             self.live.remove(i)
             tqdm.write(f"seed {self.seeds[i]} diverged before {self.place()}; its last checkpoint stays")
         if not self.live:
@@ -1269,21 +1277,20 @@ class Run:
 
     def restore(self, state: dict, replay: Replay) -> None:
         """Keeps what `save` needs; after --resume refills the replay (`state` is the saved one already)."""
+        if self.saved:
+            size, replay.added = self.saved["rings"].shape[1], self.saved["added"]
+            for ring, rows in zip(replay.rings, self.saved["rings"], strict=True):
+                ring[:size].copy_(rows)
+            replay.ring_ends[:, :size] = self.saved["ends"].numpy()
+            replay.size.fill_(size)
+            if size:
+                last = replay.ring_ends[:, (replay.added - 1) % replay.capacity]
+                last[last == 0] = 2  # its episode does not go on
+            torch.set_rng_state(self.saved["random"][0])
+            torch.cuda.set_rng_state_all(self.saved["random"][1 : 1 + torch.cuda.device_count()])
+            for name, num_bytes in self.saved["logs"].items():
+                os.truncate(self.folder / name, num_bytes)
         self.state, self.replay = state, replay
-        if not self.saved:
-            return
-        size = self.saved["rings"].shape[1]
-        replay.rings[:, :size] = self.saved["rings"].to(replay.rows.device)
-        replay.ring_ends[:, :size] = self.saved["ends"].numpy()
-        replay.added = self.saved["added"]
-        replay.size.fill_(size)
-        if size:
-            last = replay.ring_ends[:, (replay.added - 1) % replay.capacity]
-            last[last == 0] = 2  # its episode does not go on
-        torch.set_rng_state(self.saved["random"][0])
-        torch.cuda.set_rng_state_all(self.saved["random"][1 : 1 + torch.cuda.device_count()])
-        for name, num_bytes in self.saved["logs"].items():
-            os.truncate(self.folder / name, num_bytes)
 
     def report(self, *next_command: str) -> None:
         """The last lines of a run; exit status 1 if a seed diverged."""
@@ -1354,7 +1361,9 @@ def first_online_update(args: Args, num_offline: int) -> int:
         fail(f"--offline-ratio-end {args.offline_ratio_end}: needs an --offline-ratio to start from")
     alike = num_offline > 0 and args.offline_ratio is None
     first = args.warmup_steps if alike else max(args.warmup_steps, args.batch_size)
-    if first >= args.online_steps or args.batch_size > num_offline + args.replay_capacity:
+    if args.batch_size > num_offline + args.replay_capacity:
+        fail(f"--batch-size {args.batch_size}: the replay cannot hold as many; raise --replay-capacity")
+    if first >= args.online_steps:
         remedy = f"the first is due at step {first}; raise it or lower --warmup-steps"
         fail(f"--online-steps {args.online_steps}: no update would be made, {remedy}")
     return first

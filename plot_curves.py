@@ -330,7 +330,8 @@ def summarise_seed(series, until=math.inf):
     """The table's quantities that apply to one seed, up to this online step, as defined at the top."""
     phase = "online" if "online" in series else "offline"
     limit = until if phase == "online" else math.inf
-    steps, scores = np.array([item for item in series[phase].items() if item[0] <= limit]).T
+    rows = [row for row in series[phase].items() if row[0] <= limit] or [(math.nan, math.nan)]
+    steps, scores = np.array(rows).T
     row = {"final": scores[-1], "last_five": scores[-5:].mean()}
     if phase == "offline":
         return row | {"start": scores[-1]}

@@ -1,5 +1,8 @@
 """Small environments with habits that people's own ones have. `--env odd_envs:Line-v0` imports this file."""
 
+import time
+from multiprocessing import parent_process
+
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
@@ -66,6 +69,15 @@ class SometimesInfinite(Line):
         return -np.inf if self.steps > 5 else 1.0
 
 
+class SlowEvaluation(Line):
+    """Takes its time in the processes beside a run."""
+
+    def step(self, action):
+        if parent_process():
+            time.sleep(10)
+        return super().step(action)
+
+
 class WholeActions(Line):
     def __init__(self):
         super().__init__()
@@ -82,7 +94,7 @@ def unit_line():
     return gym.wrappers.RescaleAction(Line(low=-2.0, high=2.0), np.float32(-1), np.float32(1))
 
 
-for kind in (Line, SharedArray, Goal, ArrayReward, SometimesInfinite, WholeActions, Raises):
+for kind in (Line, SharedArray, Goal, ArrayReward, SometimesInfinite, SlowEvaluation, WholeActions, Raises):
     gym.register(f"{kind.__name__}-v0", kind, max_episode_steps=10)
 gym.register("Lopsided-v0", Line, kwargs={"low": -0.5, "high": 1.5}, max_episode_steps=10)
 gym.register("Stuck-v0", Line, kwargs={"low": 1.0, "high": 1.0}, max_episode_steps=10)

@@ -71,7 +71,7 @@ CASES = [
     (SCRATCH, "--critic-subset 3", "--critic-subset 3: there are 2 critics"),
     (SCRATCH, "--online-steps 100", "no update would be made, the first is due at step 5000"),
     (SCRATCH, "--online-steps 300 --warmup-steps 0 --batch-size 400", "the first is due at step 400"),
-    (SCRATCH, "--replay-capacity 100", "no update would be made"),
+    (SCRATCH, "--replay-capacity 100", "the replay cannot hold as many; raise --replay-capacity"),
     (SCRATCH, "--track", "needs the package wandb"),
     (SCRATCH, "--resume nowhere", "0 resume.pt are there"),
     (SCRATCH, "--resume {files}/cut.pt", "0 resume.pt are there"),

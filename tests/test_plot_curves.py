@@ -107,6 +107,7 @@ def test_until_cuts_the_online_phase(tmp_path):
     row = plot(tmp_path, until=2000)["SAC finetuned"]
     assert numbers(row, "start", "final", "auc", "drop") == [100, 60, 60, 60]
     assert lines_of(draw(tmp_path, until=2000)[0]["Hopper-v4"])[0][0] == [0, 1000, 2000]
+    assert math.isnan(plot_curves.summarise_seed({"online": {1000: 40.0}}, until=500)["final"])
 
 
 def test_reach_and_minutes_are_of_the_mean_over_seeds(tmp_path, capsys):

@@ -92,6 +92,12 @@ def test_pretraining_moves_every_network_and_counts_its_updates(pretrained):
     assert saved["returns"] == returns(pretrained / "seed2", gradient_step=40)
 
 
+def test_the_next_command_has_what_differs_from_the_defaults(call):
+    out, _ = call("offline_pretrain_sac", f"{OFFLINE} --seed 3 --num-seeds 2 --gamma 0.9")
+    assert "next: python online_finetune_sac.py --seed 3 --num-seeds 2 --gamma 0.9\n" in out, out
+    call("online_finetune_sac", f"{ONLINE} --seed 3 --num-seeds 2 --gamma 0.9")
+
+
 def test_finetuning_starts_where_pretraining_stopped_and_learns(pretrained, call):
     out, _ = call("online_finetune_sac", f"{ONLINE} --num-seeds 2 --warmup-steps 10 --q-filter-percentile 25")
     folder = run_folder("online_finetune_sac-*")
@@ -287,6 +293,13 @@ def test_when_the_only_seed_diverges_the_run_ends(call, monkeypatch, capsys):
     assert "no seed is left" in str(ended.value) and "go on" not in capsys.readouterr().out
 
 
+def test_the_last_evaluation_before_the_only_seed_diverges_is_logged(call, monkeypatch):
+    spoil(sac_scratch, monkeypatch, 0, at_step=20)
+    with pytest.raises(SystemExit, match="no seed is left"):
+        call("sac_scratch", f"{SCRATCH} --log-every 1")
+    assert len(returns(run_folder("sac_scratch-*/seed1"), env_step=20)) == 2
+
+
 def test_an_evaluation_without_an_end_says_so(call, monkeypatch):
     monkeypatch.setattr(sac_scratch, "EPISODE_LIMIT", 5)
     monkeypatch.setattr(sac_scratch.Run, "log_evaluation", one_long_episode(sac_scratch.Run.log_evaluation))
@@ -349,11 +362,13 @@ def test_a_full_disk_is_said_in_one_line_and_what_was_saved_stays(call, monkeypa
         assert config(folder)["status"] == "finished" and len(returns(folder)) == 6
 
 
+def raise_out_of_memory(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
 def test_out_of_memory_saves_what_is_there_and_says_what_to_lower(call, monkeypatch, capsys):
     def full(self, action):
-        if self.replay.added == 25:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return step(self, action)
+        return raise_out_of_memory() if self.replay.added == 25 else step(self, action)
 
     step = sac_scratch.Collector.step
     with monkeypatch.context() as patch:
@@ -361,7 +376,11 @@ def test_out_of_memory_saves_what_is_there_and_says_what_to_lower(call, monkeypa
         with pytest.raises(SystemExit, match="lower --num-seeds, --batch-size or .* allocate 2.00 GiB"):
             call("sac_scratch", SCRATCH)
     folder = run_folder("sac_scratch-*/seed1")
-    assert "failed at online step 25; go on with" in capsys.readouterr().out
+    assert f"go on with: python sac_scratch.py --resume {folder}" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "truncate", raise_out_of_memory)
+        with pytest.raises(SystemExit, match="lower --num-seeds"):  # again, while the replay is put back
+            call("sac_scratch", f"--resume {folder}")
     assert torch.load(folder / "resume.pt")["added"] == 25
     call("sac_scratch", f"--resume {folder}")
     assert torch.load(folder / "checkpoint.pt")["env_step"] == 40
@@ -506,6 +525,36 @@ def test_a_hang_up_stops_a_run_unless_it_is_ignored_as_under_nohup(call, monkeyp
     folder = run_folder("sac_scratch-*/seed1")
     status = "finished" if before == signal.SIG_IGN else "interrupted"
     assert config(folder)["status"] == status and (folder / "resume.pt").exists() == (status != "finished")
+
+
+def test_a_second_ctrl_c_does_not_wait_for_evaluations(call):
+    process = start("sac_scratch", f"{SCRATCH} --env odd_envs:SlowEvaluation-v0 --online-steps 100000")
+    wait_for(lambda: any(Path("runs").rglob("checkpoint.pt")), process)
+    for _ in range(2):
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+    assert "nothing is saved to go on from" in finish(process) and process.returncode == 128 + signal.SIGINT
+    wait_until_gone(process.pid, seconds=30)
+
+
+def test_a_run_of_which_a_seed_was_replaced_does_not_go_on(call, monkeypatch, capsys):
+    def stop(self, action):
+        if self.replay.added == 25:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, action)
+
+    step = sac_scratch.Collector.step
+    with monkeypatch.context() as patch:
+        patch.setattr(sac_scratch.Collector, "step", stop)
+        with pytest.raises(SystemExit):
+            call("sac_scratch", f"{SCRATCH} --num-seeds 2")
+    call("sac_scratch", f"{SCRATCH} --seed 2 --overwrite")
+    folder = run_folder("sac_scratch-*")
+    before = (folder / "seed2" / "eval.csv").read_text()
+    with pytest.raises(SystemExit):
+        call("sac_scratch", f"--resume {folder}")
+    assert "another run has replaced seed2" in capsys.readouterr().err
+    assert (folder / "seed2" / "eval.csv").read_text() == before
 
 
 def wait_until_gone(group, seconds=120):
