@@ -82,6 +82,22 @@ def test_awr_losses_by_hand(options, weight, keep):
         assert metrics["filter/fraction"] == 0.5 and metrics["filter/threshold"] == 1
 
 
+def test_awr_rates_a_state_by_v_and_anneals_its_temperature():
+    """V = 6 and V' = 0 with gamma 0.5; a quarter of the way from 0.5 to 2.5 beta is 1: advantages 1 weigh e."""
+    options = {"awr_beta": 0.5, "awr_beta_end": 2.5, "normalize_advantage": False}
+    algorithm, zeros = awr.AWR(awr.Args(gamma=0.5, **options), *SMALLEST), torch.zeros(3, 1)
+    v0 = {"0.weight": zeros[:1], "0.bias": zeros[0]}
+    state = {
+        "value": v0 | {"0.bias": torch.tensor([3.0])},
+        "target_value": v0,
+        "progress": torch.tensor(0.25),
+    }
+    assert algorithm.action_value(state, zeros, zeros).tolist() == pytest.approx([6, 6, 6])
+    params, batch = {"mean": v0, "log_std": zeros[0]}, awr.EpisodeBatch(zeros, zeros, torch.ones(3))
+    _, metrics = algorithm.actor_loss(params, state, batch, torch.ones(3))
+    assert metrics["weight/mean"].item() == pytest.approx(math.e)
+
+
 def test_a_replay_knows_the_returns_of_whole_episodes():
     """Two seeds with V = 2 and 4 (gamma 0.5), a dataset of two rows, rings of three, rewards 1; lambda 1."""
 
@@ -118,11 +134,11 @@ def test_returns_are_computed_when_they_are_due():
         calls.append(step)
 
     run = type("EpisodeRun", (awr.ReturnsOnTime, type("Run", (), base)), {})()
-    for steps in ((0, 5, 10, 19, 20), (25, 29)):
+    for steps in ((0, 5, 10, 19, 20), (25, 29, 30)):
         run.replay = SimpleNamespace(computed_at=None, compute_all=compute_all)
         for run.step in steps:
             run.between_steps()
-    assert calls == [0, 10, 20, 25]
+    assert calls == [0, 10, 20, 25, 30]
 
 
 @pytest.mark.parametrize("kernel, far, near", [("laplacian", 3, 2), ("gaussian", 9, 4)])
@@ -132,6 +148,14 @@ def test_mmd_of_three_points_by_hand(kernel, far, near):
     same, other = (2 + 2 * math.exp(-1 / 4)) / 4, (math.exp(-far / 4) + math.exp(-near / 4)) / 2
     assert bear.mmd(x, y, kernel, 2.0).item() == pytest.approx(math.sqrt(same + 1 - 2 * other + 1e-6))
     assert bear.mmd(x, x, kernel, 2.0).item() == pytest.approx(1e-3, abs=1e-4)
+
+
+def test_the_gradient_of_the_mmd_pulls_draws_together():
+    """One draw at 0, the other at 3, sigma 2: k = exp(-9 / 4), dk/dx = 1.5 k, MMD = sqrt(2 - 2 k)."""
+    x, y = torch.zeros(1, 1, 1, requires_grad=True), torch.full((1, 1, 1), 3.0)
+    (slope,) = torch.autograd.grad(bear.mmd(x, y, "gaussian", 2.0).sum(), x)
+    k = math.exp(-9 / 4)
+    assert slope.item() == pytest.approx(-1.5 * k / math.sqrt(2 - 2 * k), rel=1e-5)
 
 
 def test_bear_targets_are_convex_in_the_critics_and_of_the_best_action():
@@ -169,6 +193,43 @@ def test_the_dual_rises_above_the_target_and_falls_below_it():
         algorithm = make(bear, mmd_target=target, nu_lr=lr)
         new, _ = algorithm.update(*inputs(bear, algorithm), True)
         assert new["log_nu"].item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_target_of_the_mmd_is_annealed():
+    """From 1 to 9: 3 after a quarter of the online steps; Adam's first moment is a tenth of nu (target - mmd)."""
+    algorithm = make(bear, mmd_target=1.0, mmd_target_end=9.0)
+    state, batch, noise = inputs(bear, algorithm)
+    new, metrics = algorithm.update(state | {"progress": torch.tensor(0.25)}, batch, noise, True)
+    moment = 0.1 * (3 - metrics["constraint/mmd"].item())
+    assert new["nu_adam"]["m"].item() == pytest.approx(moment, rel=1e-4)
+
+
+def test_bears_behaviour_model_by_hand():
+    """Latents have mean 1 and log std 0.5, D is 0, actions are 0.6: error 0.36, KL (1 + e - 1) / 2 - 0.5."""
+    algorithm = make(bear)
+    state, batch, noise = inputs(bear, algorithm)
+    params = tree_map(torch.zeros_like, state["vae"])
+    params["encoder"]["2.bias"] += torch.tensor([1.0] * 4 + [0.5] * 4)
+    loss, metrics = algorithm.vae_loss(params, batch._replace(action=torch.full((16, 2), 0.6)), noise)
+    kl = math.e / 2 - 0.5
+    assert metrics["vae/error"].item() == pytest.approx(0.36) and metrics["vae/kl"].item() == pytest.approx(
+        kl
+    )
+    assert loss.item() == pytest.approx(0.36 + bear.LATENT_KL_WEIGHT * kl)
+
+
+def test_bears_filter_leaves_rows_out_of_the_policy_loss():
+    """Q of four rows is 5, of twelve 1, the threshold 3: the twelve count half."""
+    algorithm = make(bear, mmd_warmup=0, q_filter_value=3.0, q_filter_weight=0.5)
+    state, batch, noise = inputs(bear, algorithm)
+    data_q = torch.tensor([5.0] * 4 + [1.0] * 12)
+    loss, _ = algorithm.actor_loss(state["actor"], state, batch, noise, data_q)
+    plain, means = make(bear, mmd_warmup=0), []
+    for rows_of in (slice(4), slice(4, 16)):
+        part = bear.Batch(*(column[rows_of] for column in batch))
+        some = {name: value[rows_of] for name, value in noise.items()}
+        means.append(plain.actor_loss(state["actor"], state, part, some, data_q[rows_of])[0])
+    torch.testing.assert_close(loss, (4 * means[0] + 6 * means[1]) / 10)
 
 
 @pytest.mark.parametrize("script", [awr, bear])

@@ -339,6 +339,25 @@ def test_a_mix_of_everything_is_the_source_also_of_dict_observations(collect, so
     assert np.array_equal(rows_of(goal), rows_of(again)) and again.observation_space == goal.observation_space
 
 
+def test_two_datasets_of_a_mix_are_drawn_each_for_itself(collect):
+    for name in ("a", "b"):  # alike
+        collect(f"--policy random --dataset-id hopper/{name}-v0 --steps 300")
+    mix = collect("--mix hopper/a-v0 hopper/b-v0 --steps 200 --dataset-id hopper/mix-v0")
+    half = 1 + np.cumsum([len(episode.actions) for episode in mix]).tolist().index(100)
+    seeds = seeds_of(mix)
+    assert {*seeds[:half]} != {*seeds[half:]}
+
+
+def test_the_summary_tells_quartiles_and_the_normalised_score(capsys):
+    """Two episodes of one step, with the returns of D4RL's random and expert policies."""
+    reward, obs = np.array([-20.272305, 3234.3]), np.zeros((2, 1))
+    columns = {"reward": reward, "obs": obs, "next_obs": obs, "last": np.array([True, True])}
+    collect_dataset.print_summary(collect_dataset.Data(None, "Hopper-v4", columns, "", ""))
+    out = capsys.readouterr().out
+    assert "return: mean 1607.0, min / quartiles / max -20 / 793 / 1607 / 2421 / 3234\n" in out
+    assert "normalised score of the mean return: 50.0 (" in out
+
+
 # ---- bad input ----
 
 

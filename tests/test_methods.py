@@ -184,3 +184,20 @@ def test_bad_input(call, capsys, script, arguments, expected):
     error = capsys.readouterr().err
     assert ended.value.code == 2 and error.count("\n") == 1 and expected in error
     assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    "script", ["sac_scratch", "online_finetune_sac", "td3_c", "iql", "awac", "bear", "o3f_select"]
+)
+def test_candidates_are_rated_by_the_critics_and_not_by_their_targets(script):
+    module = importlib.import_module(script)
+    shape = {"obs_dim": 3, "action_dim": 2, "hidden_dim": 8, "num_critics": 5}
+    shape |= {"network": "layernorm"} if script == "td3_c" else {"layer_norm": False}
+    algorithm = module.ALGORITHM(module.Args(num_candidates=4), **shape)
+    state, obs = algorithm.init(0) | {"target_critic": None}, torch.ones(3)
+    noise = {name: torch.randn(sizes) for name, sizes in algorithm.act_noise.items()}
+    action, _ = algorithm.act(state, obs, noise)
+    own, _ = algorithm.act(state, obs, noise | {"candidates": torch.zeros(4, 2)})  # the policy's own action
+    candidates = (own + algorithm.args.candidate_std * noise["candidates"]).clamp(-1, 1)
+    q = algorithm.critics(state["critic"], obs.expand(4, 3), candidates).mean(0)
+    assert torch.equal(action, candidates[q.argmax()])

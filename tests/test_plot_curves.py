@@ -126,6 +126,23 @@ def test_reach_and_minutes_are_of_the_mean_over_seeds(tmp_path, capsys):
     assert ax.get_xlabel() == "wall-clock minutes of the run itself, without a pretraining run before it"
 
 
+def test_a_step_that_not_all_seeds_have_reaches_nothing(tmp_path):
+    write_seed(tmp_path, "run", 1, online(100, 200))
+    write_seed(tmp_path, "run", 2, online(100, 200, 900), status="running")
+    row = plot(tmp_path, reach=500)["SAC finetuned"]
+    assert numbers(row, "reach_steps", "reach_minutes") == [math.inf, math.inf]
+
+
+def test_seeds_are_paired_by_name_wherever_they_lie(tmp_path):
+    """Seeds 1 and 2 of the second run lie in the folder that is read last: the gain is 10 in each."""
+    for seed in (1, 2, 3):
+        write_seed(tmp_path / "a", "run a", seed, online(100, 100 * seed))
+        write_seed(tmp_path / ("a" if seed == 3 else "b"), "run b", seed, online(100, 100 * seed + 10))
+    plot(tmp_path / "a", tmp_path / "b")
+    (row,) = table(tmp_path / "a" / "curves-pairs.csv")
+    assert numbers(row, "final_difference", "final_difference_low", "final_difference_high") == [10, 10, 10]
+
+
 def test_probability_of_improvement_and_its_interval_resamples_both_samples():
     probability = plot_curves.probability_of_improvement
     assert probability(np.array([1, 2, 3]), np.array([2, 2, 0])) == pytest.approx(6 / 9)  # a tie is a half
@@ -346,6 +363,17 @@ def test_one_panel_per_environment_one_colour_per_label_and_a_band_with_several_
     paths = [band.get_paths() for band in axes["Hopper-v4"].collections]
     heights = [np.nanmax(path[0].vertices[:, 1]) if path else 0 for path in paths]
     assert heights[1] == 7 and not heights[0] > 0
+
+
+def test_the_band_is_the_bootstrap_interval_and_not_the_range(tmp_path):
+    scores = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
+    for seed, score in enumerate(scores, start=1):
+        write_seed(tmp_path, "b", seed, online(3, score, start=0), script="sac_scratch")
+    axes, _ = draw(tmp_path)
+    (band,) = axes["Hopper-v4"].collections
+    heights = [y for x, y in band.get_paths()[0].vertices if x == 1000]
+    expected = plot_curves.bootstrap_interval(np.mean, scores)
+    assert (min(heights), max(heights)) == pytest.approx(expected) and max(heights) < 16
 
 
 def test_a_pretrained_run_is_grey_beside_its_finetunings_and_thirty_others_look_different(tmp_path):

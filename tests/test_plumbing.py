@@ -4,6 +4,7 @@ import json
 import math
 import pwd
 import shutil
+import time
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils._pytree import tree_map
 
 import odd_envs
 import offline_pretrain_sac
@@ -412,7 +414,7 @@ def test_all_rows_are_drawn_alike_and_a_full_ring_forgets_the_oldest(added):
         assert (counts - expected).abs().max() < 6 * math.sqrt(expected)
 
 
-@pytest.mark.parametrize("ratio, rows", [(0.0, 0), (0.25, 4), (0.5, 8), (1.0, 16)])
+@pytest.mark.parametrize("ratio, rows", [(0.0, 0), (0.25, 4), (0.3, 5), (0.5, 8), (1.0, 16)])
 def test_a_ratio_is_exact_in_every_batch(ratio, rows):
     drawn = make_replay(10, ratio=ratio, added=3).sample(16).obs[..., 0]
     assert ((drawn < 1000).sum(1) == rows).all()
@@ -422,6 +424,32 @@ def test_the_ends_of_rows_are_kept_beside_them():
     replay = make_replay(10, added=7)  # the sixth and seventh overwrote the first two
     assert replay.ring_ends.tolist() == [[2, 2, 2, 2, 2]] * 2 and replay.added == 7
     assert make_replay(10, added=3).ends[10:].tolist() == [2, 1, 2, 0, 0] * 2
+
+
+def test_a_task_that_ends_at_the_clocks_last_step_has_terminated():
+    replay, both = make_replay(0), np.ones(2, bool)
+    replay.add(np.zeros((2, 11)), np.zeros((2, 3)), np.ones(2), np.zeros((2, 11)), both, both)
+    assert replay.ring_ends[:, 0].tolist() == [1, 1]
+
+
+def test_a_full_ring_goes_on_after_a_resume_where_it_was():
+    """Seven rows in rings of five: the next one replaces the third."""
+    old, new = make_replay(0, added=7), make_replay(0)
+    saved = {"rings": old.rings.clone(), "ends": torch.from_numpy(old.ring_ends.copy()), "added": old.added}
+    saved |= {"random": [torch.get_rng_state()], "logs": {}}
+    script.Run.restore(SimpleNamespace(saved=saved), {}, new)
+    assert torch.equal(new.rings, old.rings) and (new.added, new.size.item()) == (7, 5)
+    ends = np.zeros(2, bool)
+    new.add(np.full((2, 11), 9.0), np.zeros((2, 3)), np.ones(2), np.zeros((2, 11)), ends, ends)
+    assert new.rings[0, :, 0].tolist() == [1005, 1006, 9, 1003, 1004]
+
+
+def test_the_share_of_dataset_rows_is_annealed():
+    args, state = script.Args(offline_ratio=0.5, offline_ratio_end=0.1), {"progress": torch.zeros(())}
+    replay = make_replay(10, ratio=0.5)
+    for progress, ratio in ((0.25, 0.4), (1.0, 0.1)):
+        script.anneal(args, state, replay, progress)
+        assert (state["progress"].item(), replay.offline_ratio.item()) == pytest.approx((progress, ratio))
 
 
 def test_a_replay_that_does_not_fit_is_refused_before_it_is_allocated(monkeypatch, capsys):
@@ -468,6 +496,21 @@ def test_a_step_that_fails_by_itself_ends_the_run():
 
     with pytest.raises(ZeroDivisionError):
         loop_of(step)()
+
+
+def test_a_run_is_saved_every_so_many_minutes():
+    saves, args = [], script.Args(checkpoint_every=5.0)
+    run = SimpleNamespace(phase="online", env_step=1, stop_signal=0, args=args, pending={})
+    run.save, run.log_evaluation = (lambda: saves.append(age)), (lambda: None)
+    for age in (200, 290, 310):
+        run.saved_at = time.time() - age
+        script.Run.between_steps(run, 9, [])
+    assert saves == [310]
+
+
+def test_a_summary_has_the_deviation_of_a_sample_and_a_score():
+    run = SimpleNamespace(live=[0, 2], last_return={0: 10.0, 1: 99.0, 2: 20.0}, scores=[5.0, 25.0])
+    assert script.Run.summary(run) == "return 15 +- 7 over 2 seeds, normalised score 50.0"
 
 
 # ---- names and options ----
@@ -597,6 +640,18 @@ def test_an_evaluation_by_hand(tmp_path):
         assert torch.equal(saved["state"]["actor"]["2.bias"], state["actor"]["2.bias"])
 
 
+def test_the_first_q_is_of_the_first_observation(tmp_path):
+    """Line-v0 counts steps in its second number, which is Q: 0 at the start, 10 at the end."""
+    args = script.Args(env="odd_envs:Line-v0", eval_episodes=2)
+    shape = {"obs_dim": 2, "action_dim": 1, "hidden_dim": 4, "num_critics": 2, "layer_norm": False}
+    state = tree_map(torch.zeros_like, script.SAC(args, **shape).init(0))
+    for layer in range(3):
+        state["critic"][f"{layer}.weight"][:, 0, int(layer == 0)] = 1
+    checkpoint = {"state": state, "shape": shape, "seed": 1, "gradient_step": 5, "env_step": 0}
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    assert script.evaluate(tmp_path / "checkpoint.pt", args)[:, 1:3].tolist() == [[10, 0]] * 2
+
+
 def test_evaluations_see_new_starts_and_repeat_by_seed_and_step(tmp_path):
     args = script.Args(eval_episodes=2)
     shape = HOPPER | {"hidden_dim": 4, "num_critics": 2, "layer_norm": True}
@@ -614,14 +669,14 @@ def test_evaluations_see_new_starts_and_repeat_by_seed_and_step(tmp_path):
 # ---- the training environments ----
 
 
-def new_collector(env_id, seeds=2, steps=25):
+def new_collector(env_id, seeds=2, steps=25, first_step=0):
     args = script.Args(env=env_id, num_seeds=seeds)
     env = script.make_env(env_id)
     shape = {"obs_dim": env.observation_space.shape[0], "action_dim": 1, "hidden_dim": 4, "num_critics": 2}
     algorithm = script.SAC(args, layer_norm=False, **shape)
     state = script.stack([algorithm.init(i) for i in range(seeds)])
     replay = script.Replay(args, shape, None, steps, "cpu")
-    return script.Collector(algorithm, state, replay, args, 0)
+    return script.Collector(algorithm, state, replay, args, first_step)
 
 
 def collector_of(env_id, seeds=2, steps=25, action=0.0):
@@ -642,6 +697,18 @@ def test_the_true_last_observation_and_the_kind_of_end_are_stored(env_id):
     assert [ended[19][i]["train/length"] for i in (0, 1)] == [10, 10]
     _, replay = collector_of("odd_envs:Line-v0", steps=6, action=1.0)
     assert (replay.ring_ends == 1).sum() == 2 and (replay.ring_ends == 2).sum() == 0
+
+
+def test_returns_and_lengths_begin_anew_with_each_episode():
+    ended, _ = collector_of("odd_envs:Line-v0")  # 1 a step
+    assert [ended[step][i] for step in (9, 19) for i in (0, 1)] == [
+        {"train/return": 10, "train/length": 10}
+    ] * 4
+
+
+def test_a_resumed_run_collects_other_episodes():
+    starts = [new_collector("odd_envs:Line-v0", first_step=step).envs.obs[:, 0] for step in (0, 0, 7)]
+    assert (starts[0] == starts[1]).all() and len({*starts[0], *starts[2]}) == 4
 
 
 def test_environments_in_processes_of_their_own_give_the_same_rows(monkeypatch):

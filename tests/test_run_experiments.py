@@ -326,6 +326,29 @@ def test_gpus_are_shared_out_and_minutes_limit_what_is_started(repo, monkeypatch
     assert out.count("not run: ") == 2 and "needs a GPU" in run(f"{name} --dry-run")
 
 
+def test_minutes_count_the_runs_that_a_run_waits_for(repo):
+    name = write("a: train.py --tag a", "b: train.py --tag b --from {a}", "c: train.py --tag c")
+    out = run(f"{name} --jobs 3 --minutes 1.5 --dry-run")
+    assert "run       a" in out and "run       c" in out and "not run: b (about 1 min: does not fit" in out
+
+
+def test_what_a_run_has_behind_it_is_not_to_come(tmp_path):
+    """A finished run took half of its 8 minutes: so will the others, and one of them is cut after 3."""
+    done = run_experiments.Job("a", "train.py", 8, tmp_path, state="finished", spent=4.0)
+    cut = run_experiments.Job("b", "train.py", 10, tmp_path, state="cut", spent=3.0)
+    assert run_experiments.minutes_left(cut, [done, cut]) == pytest.approx(2)
+
+
+def test_of_two_runs_of_one_command_the_later_counts(tmp_path):
+    for started, name, status in ((1.0, "a", "finished"), (3.0, "b", "failed"), (2.0, "c", "finished")):
+        folder = tmp_path / "Env" / name / "seed1"
+        folder.mkdir(parents=True)
+        facts = {"format": 2, "script": "train", "command": ["train.py"], "seed": 1, "num_seeds": 1}
+        facts |= {"started": started, "seconds": 60 * started, "status": status}
+        (folder / "config.json").write_text(json.dumps(facts))
+    assert run_experiments.look(["train.py"], tmp_path) == ("lost", tmp_path / "Env/b/seed1", 3.0)
+
+
 def test_at_the_limit_all_is_saved_and_packed_and_the_same_command_goes_on(repo):
     name = write("a: train.py --tag a --steps 1", "b: train.py --tag b --steps 400")
     Path(name).write_text(Path(name).read_text().replace("minutes = 1", "minutes = 0.01"))

@@ -158,6 +158,37 @@ def test_scratch_learns_and_keeps_its_replay_when_asked(call):
     assert ended.value.code == 2
 
 
+def test_the_first_steps_are_random_and_no_other(call, monkeypatch):
+    step, given = sac_scratch.Collector.step, []
+    monkeypatch.setattr(
+        sac_scratch.Collector, "step", lambda self, action: given.append(action) or step(self, action)
+    )
+    call("sac_scratch", SCRATCH)
+    assert [action is not None for action in given] == [True] * 5 + [False] * 35
+    assert -1 <= np.min(given[:5]) < -0.3 and 0.3 < np.max(given[:5]) <= 1  # 15 numbers
+
+
+def test_the_last_step_is_evaluated_whenever_it_is(call):
+    call("sac_scratch", SCRATCH.replace("--online-steps 40", "--online-steps 30"))
+    evaluated = rows(run_folder("sac_scratch-*/seed1") / "eval.csv")
+    assert [row["env_step"] for row in evaluated[::2]] == ["0", "20", "30"]
+
+
+def test_annealing_counts_all_online_steps_and_tensorboard_too(pretrained, call, monkeypatch):
+    """Also those of the warm-up. After 40 updates offline and 30 online, a delay of 14 lets the policy move in 42, 56 and 70."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    seen = []
+    monkeypatch.setattr(finetune, "anneal", lambda *arguments: seen.append(arguments[-1]))
+    call("online_finetune_sac", f"{ONLINE} --bc-alpha 1 --bc-alpha-end 0 --warmup-steps 10 --policy-delay 14")
+    assert seen == pytest.approx([step / 40 for step in range(11, 41)])
+    folder = run_folder("online_finetune_sac-*/seed1")
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert [event.step for event in events.Scalars("eval/return")] == [0, 20, 40]
+    assert torch.load(folder / "checkpoint.pt")["state"]["actor_adam"]["t"] == 40 + 3
+
+
 def test_scratch_with_logged_data(call):
     call(
         "sac_scratch",

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
+import offline_pretrain_sac
 import online_finetune_sac as sac
+import sac_scratch
 
 SHAPE = {"obs_dim": 3, "action_dim": 2, "hidden_dim": 8, "num_critics": 2, "layer_norm": True}
 
@@ -152,6 +154,25 @@ def test_actor_loss_by_hand(options, expected):
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_bonus_is_annealed_and_of_the_kept_rows():
+    """A quarter of the way from 2 to 1; the second row, of Q 1, is under 3: alpha log pi - 1 - 1.75 log pi(0|s)."""
+    algorithm = constants(bc_alpha=2.0, bc_alpha_end=1.0, q_filter_value=3.0)
+    state = constant_state() | {"progress": torch.tensor(0.25)}
+    batch = small_batch()._replace(action=torch.tensor([[0.0], [0.9]]))
+    loss, _ = algorithm.actor_loss(state["actor"], state, batch, zero_noise(), torch.tensor([5.0, 1.0]))
+    assert loss.item() == pytest.approx(0.5 * -0.9189385 - 1 + 1.75 * 0.9189385, rel=1e-5)
+
+
+def test_the_distance_to_the_target_policy_is_summed_over_actions():
+    zeros = torch.zeros(2)
+    algorithm = Constants(sac.Args(batch_size=2, epsilon=0.1), 1, 2, 8, 2, False)
+    state = constant_state() | {"actor": {"mean": zeros, "log_std": zeros}}
+    state["target_actor"] = {"mean": torch.tensor([0.5, 1.0]), "log_std": zeros}
+    noise = {"action": torch.zeros(2, 2)}
+    _, metrics = algorithm.actor_loss(state["actor"], state, small_batch(), noise, zeros)
+    assert metrics["constraint/distance"].item() == pytest.approx(math.tanh(0.5) ** 2 + math.tanh(1) ** 2)
+
+
 def test_the_filter_leaves_rows_out_of_the_actor_loss():
     """Q of the data 5 and 1, threshold 3: the first row alone, or the second with weight 0.5."""
     algorithm = make({"num_critics": 3}, q_filter_value=3.0)
@@ -264,6 +285,27 @@ def test_update_is_plain_autograd(options, double):
     for found, expected in ((new["critic"], critic), (new["actor"], actor)):
         for name, p in expected.items():
             torch.testing.assert_close(found[name], p.detach(), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("script", [sac_scratch, offline_pretrain_sac])
+@pytest.mark.parametrize("policy_turn", [False, True])
+def test_the_other_sac_scripts_make_the_same_update(script, policy_turn):
+    """test_no_drift.py does not compare the classes; what they have in common has one result."""
+    options = {"actor_lr": 0.01, "critic_lr": 0.02, "alpha_lr": 0.03, "tau": 0.1, "batch_size": 16}
+    options |= {"q_filter_percentile": 25.0, "critic_subset": 1, "epsilon": 1e-3}
+    algorithm, finetuning = (module.SAC(module.Args(**options), **SHAPE) for module in (script, sac))
+    state, other = finetuning.init(1), algorithm.init(2)
+    assert all(map(torch.equal, tree_leaves(algorithm.init(1)["critic"]), tree_leaves(state["critic"])))
+    state |= {
+        "target_critic": other["critic"],
+        "target_actor": other["actor"],
+        "log_alpha": torch.tensor(-1.0),
+    }
+    inputs = state, random_batch(), noise_for(finetuning), policy_turn
+    torch.testing.assert_close(algorithm.update(*inputs), finetuning.update(*inputs))
+    obs, action = torch.randn(4, 3), torch.zeros(4, 2)
+    for name, arguments in (("best_action", (state, obs)), ("action_value", (state, obs, action))):
+        assert torch.equal(getattr(algorithm, name)(*arguments), getattr(finetuning, name)(*arguments))
 
 
 # ---- seeds ----

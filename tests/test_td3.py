@@ -208,6 +208,15 @@ def test_lambda_rises_where_the_bound_is_violated_and_falls_where_it_is_kept(dis
     assert metrics["constraint/dual"].item() == pytest.approx(10)
 
 
+@pytest.mark.parametrize("limit, distance", [(td3_c.LOG_DUAL_MAX, 0.3), (td3_c.LOG_DUAL_MIN, 0.0)])
+def test_lambda_stays_in_its_range(limit, distance):
+    algorithm = make(td3_c, epsilon=1e-3, dual_lr=0.5)
+    state = algorithm.init(0) | {"log_dual": torch.tensor(limit)}
+    state["target_actor"] = state["actor"] | {"2.bias": state["actor"]["2.bias"] + distance}
+    new, metrics = algorithm.update(state, random_batch(), noise(), True)
+    assert (metrics["constraint/distance"] > 1e-3) == (distance > 0) and new["log_dual"].item() == limit
+
+
 def test_three_seeds_together_are_three_seeds_alone(double):
     algorithm = make(td3_c, q_filter_percentile=25.0, epsilon=1e-3)
     seeds = [(moved_target(algorithm.init(i)), random_batch(i), noise(i)) for i in range(3)]

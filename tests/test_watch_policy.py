@@ -159,6 +159,18 @@ def test_actions_are_the_policys(tmp_path, script):
         assert np.allclose(policy.act(obs, noise, args), values, atol=1e-5)
 
 
+def test_an_episode_is_the_same_whatever_runs_beside_it(tmp_path):
+    """Also its noise: in one environment after each other, and in three at once."""
+    policy, args = (
+        load(new_checkpoint("sac_scratch", tmp_path).parent),
+        watch_policy.Args((), actions="stochastic"),
+    )
+    envs = [sac_scratch.make_env("Hopper-v4") for _ in range(3)]
+    alone = watch_policy.play(policy, envs[:1], [5, 5, 7], args)
+    together = watch_policy.play(policy, envs, [5, 5, 7], args)
+    assert alone.returns == pytest.approx(together.returns) and alone.returns[0] != alone.returns[1]
+
+
 def test_the_table_the_csv_and_the_differences_agree(runs, watch):
     before, after = runs["before"], runs["after"]
     text = watch(before, after, "--episodes 6 --seed 3 --out episodes.csv")
@@ -175,7 +187,13 @@ def test_the_table_the_csv_and_the_differences_agree(runs, watch):
     for letter, run in (("A", before.name), ("B", after.name)):
         for seed in "12":
             values = np.array(returns[run, seed])
-            for column, value in zip(("median", "min"), (np.median(values), values.min()), strict=True):
+            four = {
+                "median": np.median(values),
+                "min": values.min(),
+                "max": values.max(),
+                "mean": values.mean(),
+            }
+            for column, value in four.items():
                 assert cell(text, f"{letter} seed {seed}", column) == pytest.approx(value, abs=0.06)
             low, high = watch_policy.bootstrap_interval(values)
             assert f"{low:.1f} to {high:.1f}" in text and low < values.mean() < high
@@ -188,7 +206,8 @@ def test_the_table_the_csv_and_the_differences_agree(runs, watch):
         numbers = [float(number) for number in re.findall(r"[-+]?\d+\.\d", line)]
         assert numbers == pytest.approx([gain.mean(), low, high], abs=0.06)
         assert line.endswith(f"higher in {(gain > 0).sum()} and lower in {(gain < 0).sum()} of 6")
-    assert f"B - A, mean of 2 seeds: {np.mean(gains):+.1f} (" in text
+    low, high = watch_policy.bootstrap_interval(np.mean(gains, axis=1))
+    assert f"B - A, mean of 2 seeds: {np.mean(gains):+.1f} ({low:.1f} to {high:.1f} over seeds)" in text
     assert sorted(os.listdir()) == ["episodes.csv"]
 
 
