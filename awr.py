@@ -1,8 +1,8 @@
 """Advantage-weighted regression, offline and then online: two regressions on the replay's whole episodes.
 
-V(s) is regressed on the episodes' returns, and the policy imitates the actions whose return was above V, the
-better ones more. No Q is learned that could be wrong off the data; but a return tells what those who acted
-reached, not what the policy would. Differs from awac.py: returns in place of Q(s, a), V of Q(s, pi(s)).
+V(s) is regressed on the episodes' returns, and the policy imitates the replay's actions, the more the further
+their return exceeds V. There is no Q that could be wrong off the data; but a return tells what whoever acted
+reached, not what the policy would. Unlike awac.py, it has returns for Q(s, a) and V(s) for Q(s, pi(s)).
 
 Paper: AWR, Peng et al. 2019 (arXiv 1910.00177), and the authors' code (github.com/xbpeng/awr).
 
@@ -11,26 +11,26 @@ Objective
             R = r + gamma (1 - terminated) V'(s') where the episode ends
     value   L(psi) = mean_B ((1 - gamma) (R - V(s)))^2                                     value_loss, alg. 1
     actor   L(theta) = -sum_B w min(exp(u / beta), 20) log pi(a|s) / sum_B w               actor_loss, alg. 1
-            u = R - V(s), over the batch to mean 0 and deviation 1
+            u = R - V(s), normalised over the batch to mean 0 and standard deviation 1
             w = 1, but --q-filter-weight where R, which stands for Q, is under the threshold    return_filter
     acting  a ~ pi(s)                                                                                     act
 
-Shapes: AWR is written for ONE seed: obs (B, O), action (B, A) in [-1, 1], reward, R, V, u (B,). V' is V when
-returns were last computed: every --returns-every steps for all rows (ReturnsOnTime), and for an online
-episode when it ends (EpisodeReturns); while it runs, its rows have no return and count for nothing. What
-learns is `state`, a nested dict of tensors; torch.vmap runs S seeds at once.
+Shapes: AWR is written for ONE seed: obs (B, O), action (B, A) in [-1, 1], reward, R, V, u (B,). V' is V as it
+was when all returns were last computed, every --returns-every steps (ReturnsOnTime). An online episode gets
+its returns when it ends (EpisodeReturns); until then its rows count for nothing. What learns is `state`, a
+nested dict of tensors; torch.vmap runs S seeds at once.
 
 Reads --dataset or, with --offline-steps 0, --checkpoint (default: its own newest finished run offline).
-Writes runs/<env>/<name>/seed<k>/: config.json, eval.csv, metrics.csv (eval/q_bias: V's), checkpoint.pt.
+Writes runs/<env>/<name>/seed<k>/: config.json, eval.csv, metrics.csv (eval/q_bias is V's), checkpoint.pt.
 
-Deviations: V and policy step together, by Adam (authors: after each 2,048 steps 200 of V at 1e-2, then 1,000
-of the policy at 1e-4, momentum 0.9); u normalised over the batch (their code: all rows; the paper: as it is,
-beta 0.05); 2x256 networks (128, 64); the standard deviation is learned, from 1 (fixed, 0.4 on Hopper), the
-mean in tanh, from PyTorch's initialisation (a loss on bounds, from scale 0.01); observations as they come; 1M
-rows kept (50,000); the Q-filter is not AWR's.
+Deviations (in brackets the authors'): V and the policy are updated together, by Adam (after every 2,048 steps
+200 updates of V at 1e-2, then 1,000 of the policy at 1e-4, momentum 0.9); u is normalised over the batch
+(code: over all rows; paper: not at all, beta 0.05); 2x256 networks (128, 64); the standard deviation is
+learned, from 1 (fixed, 0.4 on Hopper); the mean goes through tanh, from PyTorch's initialisation (a loss on
+the bounds, from scale 0.01); observations are not normalised; 1M rows kept (50,000); the Q-filter is ours.
 
     python awr.py --offline-steps 2000 --eval-every 1000      a minute on one CPU core (return about 570)
-    python awr.py --offline-steps 6000 --online-steps 4000 --eval-every 1000 --compile on    526, then 621
+    python awr.py --offline-steps 6000 --online-steps 4000 --eval-every 1000 --compile on    return 526, 621
     python awr.py --num-seeds 10 --online-steps 50000                          in full (a GPU is advised)
 """
 
@@ -77,8 +77,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tqdm import tqdm
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # CleanRL's range of the policy's log standard deviation
-ADVANTAGE_EPS = 1e-5  # the authors', beside the advantages' standard deviation
-ROWS_AT_ONCE = 20_000  # that V rates for the returns, for the memory's sake
+ADVANTAGE_EPS = 1e-5  # the authors', added to the advantages' standard deviation
+ROWS_AT_ONCE = 20_000  # of which V is computed, to save memory
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
 
 Whole = Annotated[int, Field(ge=0)]
@@ -119,7 +119,7 @@ class Args:
     actor_lr: Positive = 3e-4  # Adam's step size
     critic_lr: Positive = 3e-4  # Adam's step size
     policy_delay: Count = 1  # critic updates per update of the policy
-    layer_norm: bool = False  # LayerNorm in the critics
+    layer_norm: bool = False  # LayerNorm in the value network
     hidden_dim: Count = 256  # width of the two hidden layers
     # online
     online_steps: Whole = 0  # environment steps per seed
@@ -130,7 +130,7 @@ class Args:
     replay_capacity: Count = 1_000_000  # online transitions kept per seed
     # advantage-weighted regression
     td_lambda: Share = 0.95  # weight of the next row's return; 0: V of the next state, 1: rewards to the end
-    returns_every: Count = 1_000  # steps between computations of all returns with V as it is then
+    returns_every: Count = 1_000  # steps between updates of all returns, with the V of that step
     awr_beta: Positive = 1.0  # temperature of the policy's weights, in units of the normalised advantage
     awr_beta_end: Positive | None = None  # what --anneal brings --awr-beta to
     awr_max_weight: Positive = 20.0  # largest weight of a row in the policy's loss
@@ -230,7 +230,7 @@ def weight_metrics(weight: Tensor, filter_weight: Tensor) -> dict:
 
 
 def return_filter(td_return: Tensor, args: Args) -> tuple[Tensor, dict]:
-    """Weights (B,) of the policy loss: 1 where the return (B,) reaches the threshold, 0 if unknown; metrics.
+    """Weights (B,) of the policy loss, 1 where the return >= threshold, 0 where it is unknown; and metrics.
 
     The threshold is --q-filter-value, or --q-filter-percentile of the known returns (linear interpolation).
     """
@@ -284,7 +284,7 @@ class AWR:
         return {
             "actor": actor,
             "value": value,
-            "target_value": value,  # V', of which the returns are computed
+            "target_value": value,  # V', from which the returns are computed
             "actor_adam": adam_init(actor),
             "value_adam": adam_init(value),
             "progress": torch.zeros(()),  # share of the online steps that is done
@@ -355,20 +355,20 @@ class AWR:
 
 
 class EpisodeReturns:
-    """What a Replay knows of whole episodes: a return per seed and row, of that seed's V'.
+    """Adds to a Replay a return per seed and row, computed from that seed's V'.
 
-    Stands before Replay among the bases of `main`'s EpisodeReplay, and takes from it rows, rings and ends.
+    A mixin: `main`'s EpisodeReplay inherits from it, then from Replay, whose rows, rings and ends it reads.
     """
 
     def follow(self, algorithm: AWR, state: dict) -> None:
-        """Begins, with no return known yet."""
+        """Remembers whose V is used; no return is known yet."""
         self.algorithm, self.state, self.computed_at = algorithm, state, None
         shape = (len(self.rings), self.num_offline + self.capacity)  # a seed's: the dataset, then its ring
         self.returns = torch.full(shape, -math.inf, device=self.rows.device)
         self.episode_starts = [0] * len(self.rings)  # rows that were added before the running episode
 
     def add(self, *transition: np.ndarray) -> None:
-        """Stores one transition per seed; with an episode's last one, its returns."""
+        """Stores one transition per seed; where an episode ends, computes its returns."""
         super().add(*transition)
         slot = (self.added - 1) % self.capacity
         self.returns[:, self.num_offline + slot] = -math.inf
@@ -383,7 +383,7 @@ class EpisodeReturns:
         return EpisodeBatch(batch.obs, batch.action, self.returns.gather(1, column))
 
     def compute_all(self, step: int) -> None:
-        """The returns of all rows, with V' = V; at first with the V' that a new or resumed run has."""
+        """Computes the returns of all rows, with V' = V; the first time with V' as it is in `state`."""
         if self.computed_at is not None:
             tree_map(Tensor.copy_, self.state["target_value"], self.state["value"])
         offline = self.rows[: self.num_offline], self.ends[: self.num_offline]
@@ -393,7 +393,7 @@ class EpisodeReturns:
         self.computed_at = step
 
     def compute_online(self, i: int, first: int) -> None:
-        """The returns in ring i of all rows from the `first` added one on that the ring still holds."""
+        """Computes the returns in ring i of the rows it still holds, from the `first` one added onwards."""
         slots = np.arange(max(first, self.added - self.capacity), self.added) % self.capacity
         rows = self.rings[i, torch.from_numpy(slots).to(self.rows.device)]
         self.returns[i, self.num_offline + slots] = self.returns_of(i, rows, self.ring_ends[i, slots])
@@ -408,7 +408,7 @@ class EpisodeReturns:
 
 
 class ReturnsOnTime:
-    """Stands before Run among the bases of `main`'s EpisodeRun: computes returns when they are due."""
+    """A mixin of `main`'s EpisodeRun, before Run: computes all returns when they are due."""
 
     def between_steps(self, *arguments) -> None:
         step, last = self.step, self.replay.computed_at
@@ -422,7 +422,7 @@ def check_args(args: Args) -> None:
     if args.gamma == 1:
         fail("--gamma 1: must be below 1; the value network's output is (1 - gamma) V")
     if args.anneal == "abrupt" and args.awr_beta_end is None:
-        fail("--anneal abrupt: needs --awr-beta-end, where to")
+        fail("--anneal abrupt: needs --awr-beta-end, the value to reach")
 
 
 ALGORITHM, FAMILY = AWR, "awr"  # scripts of one family read each other's checkpoints
@@ -510,7 +510,7 @@ def open_env(env_id: str) -> Adapter:
     except Exception as error:  # its constructor may raise anything
         fail(f"--env {env_id}: cannot be used: {error!r:.300}")
     if env.spec.max_episode_steps is None:
-        print(f"note: {env_id} has no step limit; an evaluation episode may take {EPISODE_LIMIT:,} steps")
+        print(f"note: {env_id} has no step limit; evaluation episodes of {EPISODE_LIMIT:,} steps end the run")
     return env
 
 
@@ -577,10 +577,10 @@ def find_dataset(name: str) -> Path:
         if path.is_file() or (path / "data" / "metadata.json").is_file():
             return path
     if not re.fullmatch(r"([\w-]+/)+[\w-]+-v\d+", name):
-        like = "a Minari id is like mujoco/hopper/medium-v0, where D4RL has hopper-medium-v2"
-        fail(f"--dataset {name}: is no D4RL .hdf5 file, no Minari folder and no Minari id; {like}")
+        like = "an id looks like mujoco/hopper/medium-v0; D4RL's names, like hopper-medium-v2, are not ids"
+        fail(f"--dataset {name}: not a D4RL .hdf5 file, a Minari folder or a Minari id; {like}")
     if name in DEFAULT_DATASETS.values():
-        fail(f"--dataset {name}: comes with these scripts; copy their folder datasets/ beside this one")
+        fail(f"--dataset {name}: is bundled; copy the repository's folder datasets/ beside this script")
     print(f"{name} is not on this machine: asking Minari's hub")
     try:
         import minari
@@ -597,10 +597,10 @@ def check_columns(name: str, columns: dict[str, np.ndarray], env: Adapter, clip:
     shapes = {"obs": obs_shape, "action": action_shape, "reward": (), "next_obs": obs_shape}
     for key, shape in shapes.items():
         if columns[key].shape != (len(columns["obs"]), *shape):
-            fail(f"--dataset {name}: {key} has shape {columns[key].shape}, in {env.spec.id} {shape} a row")
+            fail(f"--dataset {name}: {key} has shape {columns[key].shape}; {env.spec.id} has {shape} per row")
         bad = np.argwhere(~np.isfinite(columns[key])).tolist()
         if bad:
-            fail(f"--dataset {name}: {key}{bad[0]} is {columns[key][tuple(bad[0])]}, no finite number")
+            fail(f"--dataset {name}: {key}{bad[0]} is {columns[key][tuple(bad[0])]}, not a finite number")
     bad = np.argwhere(np.abs(columns["action"] - env.center) > env.scale * (1 + ROUNDING)).tolist()
     if bad and not clip:
         first = f"action{bad[0]} is {columns['action'][tuple(bad[0])]:.6g}"
@@ -643,7 +643,7 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
         print(f"note: {(~keep).sum():,} last transitions without a next observation were dropped")
     for key in ("id", "kwargs", "max_episode_steps"):
         if key in spec and spec[key] != getattr(env.spec, key):
-            print(f"note: {key} is {spec[key]} in its env_spec, {getattr(env.spec, key)} in {args.env}")
+            print(f"note: {key} is {spec[key]} in the dataset, {getattr(env.spec, key)} in {args.env}")
     short_name = task_of(path.stem)  # medium, of medium-v0 and of medium.hdf5
     if BUNDLED not in path.resolve().parents:
         short_name += f"-{fingerprint[:4]}"  # two of one name stay apart
@@ -844,7 +844,7 @@ class TrainingEnvs:
         for _ in self.processes:
             while not self.stepped.acquire(timeout=1):
                 if not all(process.is_alive() for process in self.processes):
-                    raise RuntimeError("the process of an environment ended; what it said stands above")
+                    raise RuntimeError("the process of an environment ended; its error is printed above")
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, ...]:
         """With actions (S, A): reward, terminated, truncated (S,), next_obs (S, O); renews `obs`."""
@@ -968,7 +968,7 @@ def load(option: str, path: Path, needed: str) -> dict:
     except Exception as error:  # whatever torch.load raises on a missing, damaged or foreign file
         fail(f"{option} {path}: cannot be read as one of these scripts' files: {error!r:.100}")
     if not is_ours:
-        fail(f"{option} {path}: has no {needed} in format {FORMAT}: of another version, or of another kind")
+        fail(f"{option} {path}: has no {needed} in format {FORMAT}: from another version or of another kind")
     return content
 
 
@@ -982,7 +982,7 @@ def newest_run(args: Args) -> Path:
             if wanted.items() <= config.items() and not config["args"].get("online_steps"):
                 finished.append((config["started"], path.parents[1]))
     if not finished:
-        fail(f"--checkpoint: none in {parent}; python {PRETRAINED_BY}.py --env {args.env} makes one")
+        fail(f"--checkpoint: found none in {parent}; python {PRETRAINED_BY}.py --env {args.env} makes one")
     return max(finished)[1]
 
 
@@ -1008,7 +1008,7 @@ def load_checkpoints(args: Args, env: Adapter) -> tuple[list[dict], dict]:
     source |= {"path": str(paths[0]), "starts": starts, "return": score}
     source["shared_seed"] = first["seed"] if shared else None
     age = f"{hours:.1f} hours old, {source['gradient_step']:,} updates, return {score:.0f}"
-    print(f"start: {paths[0]}, {age}; starts: {starts}, seeds: {args.num_seeds}")
+    print(f"start: {paths[0]}, {age}; checkpoints: {starts}, seeds: {args.num_seeds}")
     return [checkpoint["state"] for checkpoint in checkpoints], source
 
 
@@ -1079,7 +1079,7 @@ class Run:
             vars(self).update(saved["progress"])
             self.started -= saved["seconds"]
             if data and data["fingerprint"] != saved["dataset"]["fingerprint"]:
-                fail(f"--resume {self.folder}: the dataset is no longer what it was")
+                fail(f"--resume {self.folder}: the dataset has changed since the run began")
 
     def __enter__(self) -> None:
         """Takes the folders; from now on a stop signal ends the run after the step under way."""
@@ -1108,7 +1108,7 @@ class Run:
                 signal.signal(number, self.stop)
         self.set_status("running")
         if self.saved:
-            print(f"resumes at {self.place()}; episodes under way begin anew")
+            print(f"resumes at {self.place()}; unfinished episodes restart")
         print(f"writes: {self.folder}/seed*/", flush=True)
 
     def take_folders(self) -> None:
@@ -1129,7 +1129,7 @@ class Run:
                 append(folder / "eval.csv", [[*self.moment(), "episode", "return", "length", "seconds"]])
                 append(folder / "metrics.csv", [[*self.moment(), "name", "value"]])
         except OSError as error:  # filelock's Timeout, too
-            fail(f"--runs-dir {self.args.runs_dir}: {error} Does another run write there?")
+            fail(f"--runs-dir {self.args.runs_dir}: {error} Is another run writing there?")
 
     def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
         if kind is torch.OutOfMemoryError and self.replay:
@@ -1146,7 +1146,7 @@ class Run:
         if kind in ends:
             command = shlex.join(["python", f"{SCRIPT}.py", "--resume", str(self.folders[0])])
             saved = (self.folders[0] / "resume.pt").exists()
-            advice = f"go on with: {command}" if saved else "nothing is saved to go on from"
+            advice = f"go on with: {command}" if saved else "nothing was saved to go on from"
             print(f"{status} at {self.place()}; {advice}")
             raise SystemExit(ends[kind])
 
@@ -1366,7 +1366,7 @@ def first_online_update(args: Args, num_offline: int) -> int:
     if args.batch_size > num_offline + args.replay_capacity:
         fail(f"--batch-size {args.batch_size}: the replay cannot hold as many; raise --replay-capacity")
     if first >= args.online_steps:
-        remedy = f"the first is due at step {first}; raise it or lower --warmup-steps"
+        remedy = f"the first is due at step {first}; raise it, or lower --warmup-steps or --batch-size"
         fail(f"--online-steps {args.online_steps}: no update would be made, {remedy}")
     return first
 
@@ -1403,7 +1403,7 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     folder = Path(args.resume).resolve()
     files = [*folder.glob("resume.pt"), *folder.glob("seed*/resume.pt")]
     if len(files) != 1:
-        fail(f"--resume {folder}: {len(files)} resume.pt are there; a run has one until it is finished")
+        fail(f"--resume {folder}: found {len(files)} resume.pt; a run has one until it is finished")
     saved = load("--resume", files[0], "finished")
     if saved["script"] != SCRIPT:
         fail(f"--resume {folder}: is a run of {saved['script']}.py")
@@ -1426,7 +1426,7 @@ def online_dataset(args: Args, env: Adapter, source: dict | None) -> Dataset | N
         fail(f"--dataset is needed, or --offline-ratio 0: {source['run']} was trained without data")
     dataset = load_dataset(replace(args, dataset=trained_on["source"]), env)
     if dataset.description["fingerprint"] != trained_on["fingerprint"]:
-        fail(f"--dataset {trained_on['source']}: has changed since the pretraining; name it to use it")
+        fail(f"--dataset {trained_on['source']}: has changed since the pretraining; give --dataset to use it")
     return dataset
 
 
@@ -1435,7 +1435,7 @@ def check_phases(args: Args, of_checkpoint: tuple[str, ...]) -> None:
     if not args.offline_steps and not args.online_steps:
         fail("--offline-steps 0: there is nothing to do without --online-steps")
     if args.offline_steps and args.checkpoint:
-        fail(f"--checkpoint {args.checkpoint}: is continued online; say --offline-steps 0 and --online-steps")
+        fail(f"--checkpoint {args.checkpoint}: is continued online; use --offline-steps 0 and --online-steps")
     for name in (field.name for field in fields(args)):
         option, value = f"--{name.replace('_', '-')}", getattr(args, name)
         if not args.offline_steps and name in of_checkpoint and value != getattr(Args, name):
@@ -1449,7 +1449,7 @@ def main(args: Args) -> None:
         """A Replay whose batches hold each row's return."""
 
     class EpisodeRun(ReturnsOnTime, Run):
-        """A Run that computes them."""
+        """A Run that computes them when they are due."""
 
     # Start and data
     args, saved = read_resume(args)

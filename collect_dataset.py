@@ -1,4 +1,4 @@
-"""Make a Minari dataset: of a policy's episodes, of what a run collected, of other datasets, of a D4RL file.
+"""Make a Minari dataset from a policy's episodes, a run's transitions, other datasets, or a D4RL file.
 
 --policy    Uniformly random actions, or those of a checkpoint of any training script beside this file: drawn
             (D4RL's convention; the policies of TD3 and LAPO have no distribution), deterministic or noisy.
@@ -15,7 +15,7 @@ Writes  --dataset-id in Minari's cache (MINARI_DATASETS_PATH, else ~/.minari/dat
         rewards per step (undiscounted); the reset seed of an episode where it is known; as metadata the
         environment, the command, what acted and D4RL's reference returns. Plain Minari loads it.
 
-How D4RL's kinds are made. N: the first step in the expert's eval.csv with a third of its last return.
+How to make D4RL's kinds. N: the first step in the expert's eval.csv with a third of its last return.
     expert         sac_scratch.py --online-steps 1000000
                    collect_dataset.py --policy <folder of that run> --dataset-id hopper/expert-v0
     medium-replay  sac_scratch.py --online-steps N --keep-replay
@@ -77,14 +77,14 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass
 class Args:
-    dataset_id: str  # Minari id of the new dataset: hopper/medium-v1
+    dataset_id: str  # Minari id of the new dataset, like hopper/medium-v1
     # source: one of these
     policy: str | None = None  # random, or a checkpoint.pt, its folder, or the folder of a run with one seed
     from_run: str | None = None  # folder of a run (its first seed) or of one of its seeds
     mix: tuple[str, ...] = ()  # Minari ids or folders with their shares: hopper/a-v0=0.5 hopper/b-v0=0.5
     convert: str | None = None  # D4RL .hdf5 file
     # what is taken
-    steps: Count | None = None  # transitions to write; default: 100,000, of a run and of a D4RL file all
+    steps: Count | None = None  # transitions to write; default: 100,000, or all with --from-run and --convert
     env: str | None = None  # Gymnasium id or module:Id-v0; default: the source's; Hopper-v4 for random
     seed: Whole = 1  # of starts, noise and drawn episodes
     # actions of a checkpoint
@@ -168,7 +168,7 @@ def check_columns_of(option: str, env: Adapter, columns: dict[str, np.ndarray]) 
     for name, shape in shapes.items():
         column = columns[name]
         if column.shape[1:] != shape:
-            fail(f"{option}: {name} has shape {column.shape[1:]}, in {env.spec.id} {shape}")
+            fail(f"{option}: {name} has shape {column.shape[1:]}; {env.spec.id} has {shape}")
         bad = ~np.isfinite(column).reshape(len(column), -1).all(1)
         if bad.any():
             row = bad.argmax()
@@ -264,7 +264,7 @@ def read_policy(args: Args) -> Data:
 def read_d4rl(args: Args) -> Data:
     """The transitions of --convert."""
     if args.env is None:
-        fail(f"--convert {args.convert}: does not say of which environment it is; --env does")
+        fail(f"--convert {args.convert}: does not name its environment; give --env")
     env, path = adapted_env(args.env), Path(args.convert)
     try:
         columns = read_hdf5(path, env.spec.max_episode_steps)
@@ -299,7 +299,7 @@ def parse_mix(args: Args) -> dict[str, int]:
     if abs(total - 1) > 1e-6:
         fail(f"--mix {' '.join(args.mix)}: the shares sum to {total:g}, not to 1")
     if not counts.all():
-        fail(f"--mix {' '.join(args.mix)}: a share is of less than a transition")
+        fail(f"--mix {' '.join(args.mix)}: a share is less than one transition")
     return dict(zip(shares, counts.tolist(), strict=True))
 
 
@@ -357,7 +357,7 @@ def read_mix(args: Args) -> Data:
         check_columns_of(f"--mix {name}", env, columns)
         if count > len(columns["obs"]):
             size = f"{len(columns['obs']):,} transitions, {count:,} are needed"
-            fail(f"--mix {name}: has {size}; take fewer --steps")
+            fail(f"--mix {name}: has {size}; lower --steps")
         taken = draw_episodes(columns["last"], count, np.random.default_rng((args.seed, i)))
         parts.append({name: column[taken] for name, column in columns.items()})
         algorithms.append(metadata.get("algorithm_name", "unknown"))
@@ -381,7 +381,7 @@ def find_replay(folder: Path) -> tuple[dict, int]:
         if first <= seed < first + saved["num_seeds"]:
             runs.append((saved, seed))
     if not runs:
-        fail(f"--from-run {folder}: is no folder of a run with resume.pt, which --keep-replay leaves")
+        fail(f"--from-run {folder}: is not the folder of a run with resume.pt, which --keep-replay keeps")
     if len(runs) > 1:
         fail(f"--from-run {folder}: holds {len(runs)} runs; name the folder of one of their seeds")
     return runs[0]
@@ -398,7 +398,7 @@ def read_run(args: Args) -> Data:
     width = 2 * env.observation_space.shape[0] + env.action_space.shape[0] + 2
     if len(rows) == 0 or rows.shape[1] != width:
         size = f"{len(rows)} online transitions of {rows.shape[1]} numbers"
-        fail(f"--from-run {args.from_run}: has {size}, not of {width} as in {env_id}")
+        fail(f"--from-run {args.from_run}: has {size}; {env_id} has {width}")
     oldest = saved["added"] % len(rows)  # where the next one would be written
     unknown = np.full(len(rows), -1)
     columns = columns_of(env, np.roll(rows, -oldest, 0), np.roll(last, -oldest), unknown)
@@ -520,7 +520,7 @@ def main(args: Args) -> None:
     sources = {"policy": read_policy, "from_run": read_run, "mix": read_mix, "convert": read_d4rl}
     given = [name for name in sources if getattr(args, name)]
     if len(given) != 1:
-        fail("one of --policy, --from-run, --mix and --convert is needed")
+        fail("give one of --policy, --from-run, --mix and --convert")
     if args.actions != "stochastic" and args.policy in (None, "random"):
         fail(f"--actions {args.actions}: needs a checkpoint as --policy")
     try:

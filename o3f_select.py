@@ -1,7 +1,7 @@
 """O3F on LAPO: executes the best of many candidates around the policy's action; the objective never changes.
 
-LAPO's policy picks a latent, and a decoder makes of it an action like the data's better ones. Nothing teaches
-the critics to rate unseen actions low: online they can tell which action near the policy's is worth trying.
+LAPO's policy picks a latent, and a decoder turns it into an action like the data's better ones. Nothing
+teaches the critics to rate unseen actions low, so online they can tell which actions near it are worth a try.
 
 Papers: O3F (arXiv 2210.06226), LAPO, Chen et al. 2022 (arXiv 2203.08949), REDQ's subsets (arXiv 2101.05982).
 
@@ -12,23 +12,23 @@ Objective (D the decoder, f the latent policy, M a random subset of the critics)
             v = 0.9 if r + gamma (1 - terminated) min_M Q'_e(s', D'(s', f'(s'))) > V(s), else 0.1  update
     actor   L(theta) = -sum_B w mean_e Q_e(s, D'(s, f(s))) / sum_B w                           actor_loss
             w = 1, but --q-filter-weight where Q is under the threshold                        q_filter
-    acting  pi(s) = D'(s, f(s)), clipped to the bounds; in evaluations, too                    best_action
-            the best of N draws from N(pi(s), sigma^2) by mean_e Q + omega std_e Q             act, O3F alg. 1
+    acting  pi(s) = D'(s, f(s)), clipped to the bounds; evaluations execute it                best_action
+            training: the best of N draws from N(pi(s), sigma^2) by mean_e Q + omega std_e Q   act, O3F alg. 1
 
 Shapes: LAPO is written for ONE seed: obs (B, O), action (B, A) in [-1, 1], latent (B, Z), Z = 2 A, reward and
-V (B,), Q (E, B); B batch, E critics, N candidates; a prime marks a target. r is over the data's largest |r|,
-std of the data's actions, beta --kl-weight, noise N(0, 0.1^2) within 0.2; clip: to the extreme
-r / (1 - gamma) so far. What learns is `state`, a nested dict of tensors; torch.vmap runs S seeds at once.
+V (B,), Q (E, B); B batch, E critics, N candidates; a prime marks a target. r is divided by the data's largest
+|r|; std is that of the data's actions, beta --kl-weight, noise N(0, 0.1^2) clipped to 0.2; clip keeps within
+the extreme r / (1 - gamma) so far. What learns is `state`, a nested dict of tensors; torch.vmap runs S seeds.
 
 Reads --dataset or, with --offline-steps 0, --checkpoint (default: this script's newest pretraining) and its
 dataset. Writes runs/<env>/<name>/seed<k>/: config.json, eval.csv (a row per episode), metrics.csv (q/ and
 candidates/ in units of the scaled r), TensorBoard's events, checkpoint.pt.
 
-Deviations: two hidden layers, batches of 256, rates of 3e-4 (LAPO: three, 512, 2e-4); r over the data's
-largest |r| (LAPO: r), 0 within V's bounds; observations as they come; raw actions into critics and encoder;
-the encoder's log std is clamped; V before its step and Q' after it in v; --critic-lr is V's too, --actor-lr
+Deviations (in brackets LAPO's): two hidden layers (three), batches of 256 (512), rates of 3e-4 (2e-4); scaled
+r (r); V's bounds include 0; observations are not normalised, nor actions for critics and encoder; the
+encoder's log std is clamped; v takes V before its step and Q' after it; --critic-lr is V's too, --actor-lr
 the VAE's. Left open by O3F: M has two critics, drawn anew for each update; the policy climbs the mean of all
-critics (LAPO: of the first) and, online, is updated once per environment step.
+critics (of the first) and, online, is updated once per environment step.
 
     python o3f_select.py --offline-steps 2000 --eval-every 1000       three minutes on one CPU core
     python o3f_select.py --num-seeds 10 --online-steps 20000          in full (a GPU is advised)
@@ -76,10 +76,10 @@ from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 from tqdm import tqdm
 
-MAX_LATENT = 2.0  # LAPO's bound of the policy's latent
+MAX_LATENT = 2.0  # LAPO's bound on the policy's latent
 LATENT_NOISE, LATENT_NOISE_CLIP = 0.1, 0.2  # LAPO's noise on the target policy's latent
 LATENT_LOG_STD_MIN, LATENT_LOG_STD_MAX = -4.0, 4.0  # of the encoder, so that nothing overflows
-ADVANTAGE_WEIGHT = 0.9  # LAPO's, of rows with a positive advantage in vae_loss; others have the rest to 1
+ADVANTAGE_WEIGHT = 0.9  # LAPO's, of rows with a positive advantage in vae_loss; 0.1 for the others
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015
 
 Whole = Annotated[int, Field(ge=0)]
@@ -123,7 +123,7 @@ class Args:
     policy_delay: Count = 1  # critic updates per update of the policy
     num_critics: Count = 5  # critics per seed, of which a minimum is used
     critic_subset: Whole = 2  # targets from that many random critics (REDQ, RLPD: 2 of 10); 0: all
-    layer_norm: bool = False  # LayerNorm in the critics
+    layer_norm: bool = False  # LayerNorm in critics and V
     hidden_dim: Count = 256  # width of the two hidden layers
     # online
     online_steps: Whole = 0  # environment steps per seed
@@ -138,7 +138,7 @@ class Args:
     optimism: Finite = 0.0  # weight of the critics' standard deviation in a draw's score (UCB)
     # latent policy (LAPO)
     policy_updates_per_step: Count = 1  # online, updates of decoder and policy per environment step
-    kl_weight: Positive = 1.0  # weight of the latent's KL divergence; LAPO's mazes have 0.3
+    kl_weight: Positive = 1.0  # weight of the latent's KL divergence; LAPO has 0.3 in mazes
     # Q-filter
     q_filter_percentile: Percentile = 0.0  # leave rows under this percentile of Q out of the policy loss
     q_filter_value: Finite | None = None  # a fixed threshold on Q instead, in units of discounted return
@@ -417,7 +417,7 @@ class LAPO:
 def check_args(args: Args) -> None:
     """Ends with one line if options of this script contradict each other."""
     if args.offline_steps == 0 and args.policy_delay != Args.policy_delay:
-        fail(f"--policy-delay {args.policy_delay}: is of the offline phase; see --policy-updates-per-step")
+        fail(f"--policy-delay {args.policy_delay}: is for the offline phase; see --policy-updates-per-step")
     if args.updates_per_step % args.policy_updates_per_step:
         option = f"--policy-updates-per-step {args.policy_updates_per_step}"
         fail(f"{option}: must divide --updates-per-step {args.updates_per_step}")
@@ -510,7 +510,7 @@ def open_env(env_id: str) -> Adapter:
     except Exception as error:  # its constructor may raise anything
         fail(f"--env {env_id}: cannot be used: {error!r:.300}")
     if env.spec.max_episode_steps is None:
-        print(f"note: {env_id} has no step limit; an evaluation episode may take {EPISODE_LIMIT:,} steps")
+        print(f"note: {env_id} has no step limit; evaluation episodes of {EPISODE_LIMIT:,} steps end the run")
     return env
 
 
@@ -577,10 +577,10 @@ def find_dataset(name: str) -> Path:
         if path.is_file() or (path / "data" / "metadata.json").is_file():
             return path
     if not re.fullmatch(r"([\w-]+/)+[\w-]+-v\d+", name):
-        like = "a Minari id is like mujoco/hopper/medium-v0, where D4RL has hopper-medium-v2"
-        fail(f"--dataset {name}: is no D4RL .hdf5 file, no Minari folder and no Minari id; {like}")
+        like = "an id looks like mujoco/hopper/medium-v0; D4RL's names, like hopper-medium-v2, are not ids"
+        fail(f"--dataset {name}: not a D4RL .hdf5 file, a Minari folder or a Minari id; {like}")
     if name in DEFAULT_DATASETS.values():
-        fail(f"--dataset {name}: comes with these scripts; copy their folder datasets/ beside this one")
+        fail(f"--dataset {name}: is bundled; copy the repository's folder datasets/ beside this script")
     print(f"{name} is not on this machine: asking Minari's hub")
     try:
         import minari
@@ -597,10 +597,10 @@ def check_columns(name: str, columns: dict[str, np.ndarray], env: Adapter, clip:
     shapes = {"obs": obs_shape, "action": action_shape, "reward": (), "next_obs": obs_shape}
     for key, shape in shapes.items():
         if columns[key].shape != (len(columns["obs"]), *shape):
-            fail(f"--dataset {name}: {key} has shape {columns[key].shape}, in {env.spec.id} {shape} a row")
+            fail(f"--dataset {name}: {key} has shape {columns[key].shape}; {env.spec.id} has {shape} per row")
         bad = np.argwhere(~np.isfinite(columns[key])).tolist()
         if bad:
-            fail(f"--dataset {name}: {key}{bad[0]} is {columns[key][tuple(bad[0])]}, no finite number")
+            fail(f"--dataset {name}: {key}{bad[0]} is {columns[key][tuple(bad[0])]}, not a finite number")
     bad = np.argwhere(np.abs(columns["action"] - env.center) > env.scale * (1 + ROUNDING)).tolist()
     if bad and not clip:
         first = f"action{bad[0]} is {columns['action'][tuple(bad[0])]:.6g}"
@@ -643,7 +643,7 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
         print(f"note: {(~keep).sum():,} last transitions without a next observation were dropped")
     for key in ("id", "kwargs", "max_episode_steps"):
         if key in spec and spec[key] != getattr(env.spec, key):
-            print(f"note: {key} is {spec[key]} in its env_spec, {getattr(env.spec, key)} in {args.env}")
+            print(f"note: {key} is {spec[key]} in the dataset, {getattr(env.spec, key)} in {args.env}")
     short_name = task_of(path.stem)  # medium, of medium-v0 and of medium.hdf5
     if BUNDLED not in path.resolve().parents:
         short_name += f"-{fingerprint[:4]}"  # two of one name stay apart
@@ -844,7 +844,7 @@ class TrainingEnvs:
         for _ in self.processes:
             while not self.stepped.acquire(timeout=1):
                 if not all(process.is_alive() for process in self.processes):
-                    raise RuntimeError("the process of an environment ended; what it said stands above")
+                    raise RuntimeError("the process of an environment ended; its error is printed above")
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, ...]:
         """With actions (S, A): reward, terminated, truncated (S,), next_obs (S, O); renews `obs`."""
@@ -968,7 +968,7 @@ def load(option: str, path: Path, needed: str) -> dict:
     except Exception as error:  # whatever torch.load raises on a missing, damaged or foreign file
         fail(f"{option} {path}: cannot be read as one of these scripts' files: {error!r:.100}")
     if not is_ours:
-        fail(f"{option} {path}: has no {needed} in format {FORMAT}: of another version, or of another kind")
+        fail(f"{option} {path}: has no {needed} in format {FORMAT}: from another version or of another kind")
     return content
 
 
@@ -982,7 +982,7 @@ def newest_run(args: Args) -> Path:
             if wanted.items() <= config.items() and not config["args"].get("online_steps"):
                 finished.append((config["started"], path.parents[1]))
     if not finished:
-        fail(f"--checkpoint: none in {parent}; python {PRETRAINED_BY}.py --env {args.env} makes one")
+        fail(f"--checkpoint: found none in {parent}; python {PRETRAINED_BY}.py --env {args.env} makes one")
     return max(finished)[1]
 
 
@@ -1008,7 +1008,7 @@ def load_checkpoints(args: Args, env: Adapter) -> tuple[list[dict], dict]:
     source |= {"path": str(paths[0]), "starts": starts, "return": score}
     source["shared_seed"] = first["seed"] if shared else None
     age = f"{hours:.1f} hours old, {source['gradient_step']:,} updates, return {score:.0f}"
-    print(f"start: {paths[0]}, {age}; starts: {starts}, seeds: {args.num_seeds}")
+    print(f"start: {paths[0]}, {age}; checkpoints: {starts}, seeds: {args.num_seeds}")
     return [checkpoint["state"] for checkpoint in checkpoints], source
 
 
@@ -1079,7 +1079,7 @@ class Run:
             vars(self).update(saved["progress"])
             self.started -= saved["seconds"]
             if data and data["fingerprint"] != saved["dataset"]["fingerprint"]:
-                fail(f"--resume {self.folder}: the dataset is no longer what it was")
+                fail(f"--resume {self.folder}: the dataset has changed since the run began")
 
     def __enter__(self) -> None:
         """Takes the folders; from now on a stop signal ends the run after the step under way."""
@@ -1108,7 +1108,7 @@ class Run:
                 signal.signal(number, self.stop)
         self.set_status("running")
         if self.saved:
-            print(f"resumes at {self.place()}; episodes under way begin anew")
+            print(f"resumes at {self.place()}; unfinished episodes restart")
         print(f"writes: {self.folder}/seed*/", flush=True)
 
     def take_folders(self) -> None:
@@ -1129,7 +1129,7 @@ class Run:
                 append(folder / "eval.csv", [[*self.moment(), "episode", "return", "length", "seconds"]])
                 append(folder / "metrics.csv", [[*self.moment(), "name", "value"]])
         except OSError as error:  # filelock's Timeout, too
-            fail(f"--runs-dir {self.args.runs_dir}: {error} Does another run write there?")
+            fail(f"--runs-dir {self.args.runs_dir}: {error} Is another run writing there?")
 
     def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
         if kind is torch.OutOfMemoryError and self.replay:
@@ -1146,7 +1146,7 @@ class Run:
         if kind in ends:
             command = shlex.join(["python", f"{SCRIPT}.py", "--resume", str(self.folders[0])])
             saved = (self.folders[0] / "resume.pt").exists()
-            advice = f"go on with: {command}" if saved else "nothing is saved to go on from"
+            advice = f"go on with: {command}" if saved else "nothing was saved to go on from"
             print(f"{status} at {self.place()}; {advice}")
             raise SystemExit(ends[kind])
 
@@ -1366,7 +1366,7 @@ def first_online_update(args: Args, num_offline: int) -> int:
     if args.batch_size > num_offline + args.replay_capacity:
         fail(f"--batch-size {args.batch_size}: the replay cannot hold as many; raise --replay-capacity")
     if first >= args.online_steps:
-        remedy = f"the first is due at step {first}; raise it or lower --warmup-steps"
+        remedy = f"the first is due at step {first}; raise it, or lower --warmup-steps or --batch-size"
         fail(f"--online-steps {args.online_steps}: no update would be made, {remedy}")
     return first
 
@@ -1403,7 +1403,7 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     folder = Path(args.resume).resolve()
     files = [*folder.glob("resume.pt"), *folder.glob("seed*/resume.pt")]
     if len(files) != 1:
-        fail(f"--resume {folder}: {len(files)} resume.pt are there; a run has one until it is finished")
+        fail(f"--resume {folder}: found {len(files)} resume.pt; a run has one until it is finished")
     saved = load("--resume", files[0], "finished")
     if saved["script"] != SCRIPT:
         fail(f"--resume {folder}: is a run of {saved['script']}.py")
@@ -1426,7 +1426,7 @@ def online_dataset(args: Args, env: Adapter, source: dict | None) -> Dataset | N
         fail(f"--dataset is needed, or --offline-ratio 0: {source['run']} was trained without data")
     dataset = load_dataset(replace(args, dataset=trained_on["source"]), env)
     if dataset.description["fingerprint"] != trained_on["fingerprint"]:
-        fail(f"--dataset {trained_on['source']}: has changed since the pretraining; name it to use it")
+        fail(f"--dataset {trained_on['source']}: has changed since the pretraining; give --dataset to use it")
     return dataset
 
 
@@ -1435,7 +1435,7 @@ def check_phases(args: Args, of_checkpoint: tuple[str, ...]) -> None:
     if not args.offline_steps and not args.online_steps:
         fail("--offline-steps 0: there is nothing to do without --online-steps")
     if args.offline_steps and args.checkpoint:
-        fail(f"--checkpoint {args.checkpoint}: is continued online; say --offline-steps 0 and --online-steps")
+        fail(f"--checkpoint {args.checkpoint}: is continued online; use --offline-steps 0 and --online-steps")
     for name in (field.name for field in fields(args)):
         option, value = f"--{name.replace('_', '-')}", getattr(args, name)
         if not args.offline_steps and name in of_checkpoint and value != getattr(Args, name):

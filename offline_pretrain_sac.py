@@ -1,7 +1,7 @@
 """SAC on a fixed dataset: the pretraining that online_finetune_sac.py picks up.
 
-Its batches come from logged transitions alone; the environment only evaluates. Nothing keeps the policy near
-the data but the minimum over the critics and their LayerNorm: where data are narrow, take more critics
+It learns from logged transitions alone; the environment only serves evaluation. Nothing keeps the policy near
+the data but the minimum over the critics and their LayerNorm: where the data are narrow, use more critics
 (--num-critics 10 is SAC-N with LayerNorm).
 
 Papers: SAC, Haarnoja et al. 2018 (arXiv 1812.05905); SAC-N, An et al. 2021 (arXiv 2110.01548); LayerNorm,
@@ -24,9 +24,9 @@ once, on tensors stacked along a new first axis.
 Reads --dataset (default: the bundled one). Writes runs/<env>/<name>/seed<k>/: config.json, eval.csv (a row
 per episode), metrics.csv, TensorBoard's events and checkpoint.pt, which online_finetune_sac.py picks up.
 
-Deviations: log std is squashed into [-5, 2]; the constraint is on squashed means, summed over action
-dimensions, with the signs of eq. (4), which eq. (5) turns; lambda's steps and the division are ours; with
---critic-subset the policy climbs the minimum of all critics (REDQ: the mean).
+Deviations: log std is squashed into [-5, 2]; d^2 is between means after tanh, summed over action dimensions;
+signs follow TD3-C's eq. (4), which its eq. (5) reverses; lambda's steps and the division by 1 + lambda are
+ours; with --critic-subset the policy climbs the minimum of all critics (REDQ: the mean).
 
     python offline_pretrain_sac.py --offline-steps 5000 --eval-every 2500     two minutes on one CPU core
     python offline_pretrain_sac.py --num-seeds 10                             in full (a GPU is advised)
@@ -310,7 +310,7 @@ class SAC:
         metrics |= actor_metrics
 
         log_alpha, alpha = state["log_alpha"], state["log_alpha"].exp()
-        grad = alpha * (metrics["policy/entropy"] - self.target_entropy)  # by log alpha
+        grad = alpha * (metrics["policy/entropy"] - self.target_entropy)  # with respect to log alpha
         new["log_alpha"], new["alpha_adam"] = adam(log_alpha, grad, state["alpha_adam"], args.alpha_lr)
         metrics["policy/alpha"] = alpha
         if args.epsilon < math.inf:
@@ -414,7 +414,7 @@ def open_env(env_id: str) -> Adapter:
     except Exception as error:  # its constructor may raise anything
         fail(f"--env {env_id}: cannot be used: {error!r:.300}")
     if env.spec.max_episode_steps is None:
-        print(f"note: {env_id} has no step limit; an evaluation episode may take {EPISODE_LIMIT:,} steps")
+        print(f"note: {env_id} has no step limit; evaluation episodes of {EPISODE_LIMIT:,} steps end the run")
     return env
 
 
@@ -481,10 +481,10 @@ def find_dataset(name: str) -> Path:
         if path.is_file() or (path / "data" / "metadata.json").is_file():
             return path
     if not re.fullmatch(r"([\w-]+/)+[\w-]+-v\d+", name):
-        like = "a Minari id is like mujoco/hopper/medium-v0, where D4RL has hopper-medium-v2"
-        fail(f"--dataset {name}: is no D4RL .hdf5 file, no Minari folder and no Minari id; {like}")
+        like = "an id looks like mujoco/hopper/medium-v0; D4RL's names, like hopper-medium-v2, are not ids"
+        fail(f"--dataset {name}: not a D4RL .hdf5 file, a Minari folder or a Minari id; {like}")
     if name in DEFAULT_DATASETS.values():
-        fail(f"--dataset {name}: comes with these scripts; copy their folder datasets/ beside this one")
+        fail(f"--dataset {name}: is bundled; copy the repository's folder datasets/ beside this script")
     print(f"{name} is not on this machine: asking Minari's hub")
     try:
         import minari
@@ -501,10 +501,10 @@ def check_columns(name: str, columns: dict[str, np.ndarray], env: Adapter, clip:
     shapes = {"obs": obs_shape, "action": action_shape, "reward": (), "next_obs": obs_shape}
     for key, shape in shapes.items():
         if columns[key].shape != (len(columns["obs"]), *shape):
-            fail(f"--dataset {name}: {key} has shape {columns[key].shape}, in {env.spec.id} {shape} a row")
+            fail(f"--dataset {name}: {key} has shape {columns[key].shape}; {env.spec.id} has {shape} per row")
         bad = np.argwhere(~np.isfinite(columns[key])).tolist()
         if bad:
-            fail(f"--dataset {name}: {key}{bad[0]} is {columns[key][tuple(bad[0])]}, no finite number")
+            fail(f"--dataset {name}: {key}{bad[0]} is {columns[key][tuple(bad[0])]}, not a finite number")
     bad = np.argwhere(np.abs(columns["action"] - env.center) > env.scale * (1 + ROUNDING)).tolist()
     if bad and not clip:
         first = f"action{bad[0]} is {columns['action'][tuple(bad[0])]:.6g}"
@@ -547,7 +547,7 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
         print(f"note: {(~keep).sum():,} last transitions without a next observation were dropped")
     for key in ("id", "kwargs", "max_episode_steps"):
         if key in spec and spec[key] != getattr(env.spec, key):
-            print(f"note: {key} is {spec[key]} in its env_spec, {getattr(env.spec, key)} in {args.env}")
+            print(f"note: {key} is {spec[key]} in the dataset, {getattr(env.spec, key)} in {args.env}")
     short_name = task_of(path.stem)  # medium, of medium-v0 and of medium.hdf5
     if BUNDLED not in path.resolve().parents:
         short_name += f"-{fingerprint[:4]}"  # two of one name stay apart
@@ -749,7 +749,7 @@ def load(option: str, path: Path, needed: str) -> dict:
     except Exception as error:  # whatever torch.load raises on a missing, damaged or foreign file
         fail(f"{option} {path}: cannot be read as one of these scripts' files: {error!r:.100}")
     if not is_ours:
-        fail(f"{option} {path}: has no {needed} in format {FORMAT}: of another version, or of another kind")
+        fail(f"{option} {path}: has no {needed} in format {FORMAT}: from another version or of another kind")
     return content
 
 
@@ -820,7 +820,7 @@ class Run:
             vars(self).update(saved["progress"])
             self.started -= saved["seconds"]
             if data and data["fingerprint"] != saved["dataset"]["fingerprint"]:
-                fail(f"--resume {self.folder}: the dataset is no longer what it was")
+                fail(f"--resume {self.folder}: the dataset has changed since the run began")
 
     def __enter__(self) -> None:
         """Takes the folders; from now on a stop signal ends the run after the step under way."""
@@ -849,7 +849,7 @@ class Run:
                 signal.signal(number, self.stop)
         self.set_status("running")
         if self.saved:
-            print(f"resumes at {self.place()}; episodes under way begin anew")
+            print(f"resumes at {self.place()}; unfinished episodes restart")
         print(f"writes: {self.folder}/seed*/", flush=True)
 
     def take_folders(self) -> None:
@@ -870,7 +870,7 @@ class Run:
                 append(folder / "eval.csv", [[*self.moment(), "episode", "return", "length", "seconds"]])
                 append(folder / "metrics.csv", [[*self.moment(), "name", "value"]])
         except OSError as error:  # filelock's Timeout, too
-            fail(f"--runs-dir {self.args.runs_dir}: {error} Does another run write there?")
+            fail(f"--runs-dir {self.args.runs_dir}: {error} Is another run writing there?")
 
     def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
         if kind is torch.OutOfMemoryError and self.replay:
@@ -887,7 +887,7 @@ class Run:
         if kind in ends:
             command = shlex.join(["python", f"{SCRIPT}.py", "--resume", str(self.folders[0])])
             saved = (self.folders[0] / "resume.pt").exists()
-            advice = f"go on with: {command}" if saved else "nothing is saved to go on from"
+            advice = f"go on with: {command}" if saved else "nothing was saved to go on from"
             print(f"{status} at {self.place()}; {advice}")
             raise SystemExit(ends[kind])
 
@@ -1075,7 +1075,7 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     folder = Path(args.resume).resolve()
     files = [*folder.glob("resume.pt"), *folder.glob("seed*/resume.pt")]
     if len(files) != 1:
-        fail(f"--resume {folder}: {len(files)} resume.pt are there; a run has one until it is finished")
+        fail(f"--resume {folder}: found {len(files)} resume.pt; a run has one until it is finished")
     saved = load("--resume", files[0], "finished")
     if saved["script"] != SCRIPT:
         fail(f"--resume {folder}: is a run of {saved['script']}.py")

@@ -1,8 +1,8 @@
 """SAC finetuning: continues a pretrained SAC agent online, and guards it against collapse at the switch.
 
-What goes wrong there, and the options against it: the critics are wrong off the data (--q-filter-percentile,
+What can go wrong there, and the option against it: the critics are wrong off the data (--q-filter-percentile,
 --bc-alpha), the policy moves too far at once (--epsilon), the data are forgotten (--offline-ratio), the first
-updates see too few new transitions (--warmup-steps), no action leaves the data (--num-candidates).
+updates see too few new transitions (--warmup-steps), actions stay too close to the data (--num-candidates).
 
 Papers: SAC, Haarnoja et al. 2018 (arXiv 1812.05905). Options: O3F's optimistic actions (arXiv 2210.06226),
 TD3-C's constraint (arXiv 2303.17396), REDQ's subsets (arXiv 2101.05982), RLPD's sampling (arXiv 2302.02948).
@@ -25,10 +25,10 @@ runs S seeds at once, on tensors stacked along a new first axis.
 Reads --checkpoint (default: the newest finished run of offline_pretrain_sac.py) and the dataset of that run.
 Writes runs/<env>/<name>/seed<k>/: config.json, eval.csv, metrics.csv, TensorBoard's events, checkpoint.pt.
 
-Deviations: critics have LayerNorm if the checkpoint's have; log std is squashed into [-5, 2]; the constraint
-is on squashed means, summed over action dimensions, with the signs of eq. (4), which eq. (5) turns; lambda's
-steps, the division and a target policy that starts as a copy are ours; with --critic-subset the policy climbs
-the minimum of all critics (REDQ, RLPD: the mean).
+Deviations: critics have LayerNorm if the checkpoint's have it; log std is squashed into [-5, 2]; d^2 is
+between means after tanh, summed over action dimensions; signs follow TD3-C's eq. (4), which its eq. (5)
+reverses; lambda's steps, the division by 1 + lambda and a target policy that starts as a copy are ours; with
+--critic-subset the policy climbs the minimum of all critics (REDQ, RLPD: the mean).
 
     python online_finetune_sac.py --online-steps 5000 --eval-every 1000       two minutes on one CPU core
     python online_finetune_sac.py --num-seeds 10 --q-filter-percentile 25     in full (a GPU is advised)
@@ -216,7 +216,7 @@ def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor,
 
 
 def log_density(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
-    """sample_action's log-density of given actions (..., A) -> (...); the border counts as just inside."""
+    """sample_action's log-density of given actions (..., A) -> (...); those at +-1 count as just inside."""
     noise = (action.clamp(-BORDER, BORDER).atanh() - mean) / log_std.exp()
     return sample_action(mean, log_std, noise)[1]
 
@@ -287,7 +287,7 @@ class SAC:
         }
 
     def start_from(self, pretrained: dict, seed: int) -> dict:
-        """The state that finetuning starts from; the target policy is the policy: the constraint is slack."""
+        """The state that finetuning starts from; its target policy is a copy of the policy, at distance 0."""
         state = self.init(seed)
         for name in (state.keys() & pretrained.keys()) - {"log_dual", "progress"}:
             state[name] = pretrained[name]
@@ -361,7 +361,7 @@ class SAC:
         metrics |= actor_metrics
 
         log_alpha, alpha = state["log_alpha"], state["log_alpha"].exp()
-        grad = alpha * (metrics["policy/entropy"] - self.target_entropy)  # by log alpha
+        grad = alpha * (metrics["policy/entropy"] - self.target_entropy)  # with respect to log alpha
         new["log_alpha"], new["alpha_adam"] = adam(log_alpha, grad, state["alpha_adam"], args.alpha_lr)
         metrics["policy/alpha"] = alpha
         if args.epsilon < math.inf:
@@ -475,7 +475,7 @@ def open_env(env_id: str) -> Adapter:
     except Exception as error:  # its constructor may raise anything
         fail(f"--env {env_id}: cannot be used: {error!r:.300}")
     if env.spec.max_episode_steps is None:
-        print(f"note: {env_id} has no step limit; an evaluation episode may take {EPISODE_LIMIT:,} steps")
+        print(f"note: {env_id} has no step limit; evaluation episodes of {EPISODE_LIMIT:,} steps end the run")
     return env
 
 
@@ -542,10 +542,10 @@ def find_dataset(name: str) -> Path:
         if path.is_file() or (path / "data" / "metadata.json").is_file():
             return path
     if not re.fullmatch(r"([\w-]+/)+[\w-]+-v\d+", name):
-        like = "a Minari id is like mujoco/hopper/medium-v0, where D4RL has hopper-medium-v2"
-        fail(f"--dataset {name}: is no D4RL .hdf5 file, no Minari folder and no Minari id; {like}")
+        like = "an id looks like mujoco/hopper/medium-v0; D4RL's names, like hopper-medium-v2, are not ids"
+        fail(f"--dataset {name}: not a D4RL .hdf5 file, a Minari folder or a Minari id; {like}")
     if name in DEFAULT_DATASETS.values():
-        fail(f"--dataset {name}: comes with these scripts; copy their folder datasets/ beside this one")
+        fail(f"--dataset {name}: is bundled; copy the repository's folder datasets/ beside this script")
     print(f"{name} is not on this machine: asking Minari's hub")
     try:
         import minari
@@ -562,10 +562,10 @@ def check_columns(name: str, columns: dict[str, np.ndarray], env: Adapter, clip:
     shapes = {"obs": obs_shape, "action": action_shape, "reward": (), "next_obs": obs_shape}
     for key, shape in shapes.items():
         if columns[key].shape != (len(columns["obs"]), *shape):
-            fail(f"--dataset {name}: {key} has shape {columns[key].shape}, in {env.spec.id} {shape} a row")
+            fail(f"--dataset {name}: {key} has shape {columns[key].shape}; {env.spec.id} has {shape} per row")
         bad = np.argwhere(~np.isfinite(columns[key])).tolist()
         if bad:
-            fail(f"--dataset {name}: {key}{bad[0]} is {columns[key][tuple(bad[0])]}, no finite number")
+            fail(f"--dataset {name}: {key}{bad[0]} is {columns[key][tuple(bad[0])]}, not a finite number")
     bad = np.argwhere(np.abs(columns["action"] - env.center) > env.scale * (1 + ROUNDING)).tolist()
     if bad and not clip:
         first = f"action{bad[0]} is {columns['action'][tuple(bad[0])]:.6g}"
@@ -608,7 +608,7 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
         print(f"note: {(~keep).sum():,} last transitions without a next observation were dropped")
     for key in ("id", "kwargs", "max_episode_steps"):
         if key in spec and spec[key] != getattr(env.spec, key):
-            print(f"note: {key} is {spec[key]} in its env_spec, {getattr(env.spec, key)} in {args.env}")
+            print(f"note: {key} is {spec[key]} in the dataset, {getattr(env.spec, key)} in {args.env}")
     short_name = task_of(path.stem)  # medium, of medium-v0 and of medium.hdf5
     if BUNDLED not in path.resolve().parents:
         short_name += f"-{fingerprint[:4]}"  # two of one name stay apart
@@ -809,7 +809,7 @@ class TrainingEnvs:
         for _ in self.processes:
             while not self.stepped.acquire(timeout=1):
                 if not all(process.is_alive() for process in self.processes):
-                    raise RuntimeError("the process of an environment ended; what it said stands above")
+                    raise RuntimeError("the process of an environment ended; its error is printed above")
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, ...]:
         """With actions (S, A): reward, terminated, truncated (S,), next_obs (S, O); renews `obs`."""
@@ -933,7 +933,7 @@ def load(option: str, path: Path, needed: str) -> dict:
     except Exception as error:  # whatever torch.load raises on a missing, damaged or foreign file
         fail(f"{option} {path}: cannot be read as one of these scripts' files: {error!r:.100}")
     if not is_ours:
-        fail(f"{option} {path}: has no {needed} in format {FORMAT}: of another version, or of another kind")
+        fail(f"{option} {path}: has no {needed} in format {FORMAT}: from another version or of another kind")
     return content
 
 
@@ -947,7 +947,7 @@ def newest_run(args: Args) -> Path:
             if wanted.items() <= config.items() and not config["args"].get("online_steps"):
                 finished.append((config["started"], path.parents[1]))
     if not finished:
-        fail(f"--checkpoint: none in {parent}; python {PRETRAINED_BY}.py --env {args.env} makes one")
+        fail(f"--checkpoint: found none in {parent}; python {PRETRAINED_BY}.py --env {args.env} makes one")
     return max(finished)[1]
 
 
@@ -973,7 +973,7 @@ def load_checkpoints(args: Args, env: Adapter) -> tuple[list[dict], dict]:
     source |= {"path": str(paths[0]), "starts": starts, "return": score}
     source["shared_seed"] = first["seed"] if shared else None
     age = f"{hours:.1f} hours old, {source['gradient_step']:,} updates, return {score:.0f}"
-    print(f"start: {paths[0]}, {age}; starts: {starts}, seeds: {args.num_seeds}")
+    print(f"start: {paths[0]}, {age}; checkpoints: {starts}, seeds: {args.num_seeds}")
     return [checkpoint["state"] for checkpoint in checkpoints], source
 
 
@@ -1044,7 +1044,7 @@ class Run:
             vars(self).update(saved["progress"])
             self.started -= saved["seconds"]
             if data and data["fingerprint"] != saved["dataset"]["fingerprint"]:
-                fail(f"--resume {self.folder}: the dataset is no longer what it was")
+                fail(f"--resume {self.folder}: the dataset has changed since the run began")
 
     def __enter__(self) -> None:
         """Takes the folders; from now on a stop signal ends the run after the step under way."""
@@ -1073,7 +1073,7 @@ class Run:
                 signal.signal(number, self.stop)
         self.set_status("running")
         if self.saved:
-            print(f"resumes at {self.place()}; episodes under way begin anew")
+            print(f"resumes at {self.place()}; unfinished episodes restart")
         print(f"writes: {self.folder}/seed*/", flush=True)
 
     def take_folders(self) -> None:
@@ -1094,7 +1094,7 @@ class Run:
                 append(folder / "eval.csv", [[*self.moment(), "episode", "return", "length", "seconds"]])
                 append(folder / "metrics.csv", [[*self.moment(), "name", "value"]])
         except OSError as error:  # filelock's Timeout, too
-            fail(f"--runs-dir {self.args.runs_dir}: {error} Does another run write there?")
+            fail(f"--runs-dir {self.args.runs_dir}: {error} Is another run writing there?")
 
     def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
         if kind is torch.OutOfMemoryError and self.replay:
@@ -1111,7 +1111,7 @@ class Run:
         if kind in ends:
             command = shlex.join(["python", f"{SCRIPT}.py", "--resume", str(self.folders[0])])
             saved = (self.folders[0] / "resume.pt").exists()
-            advice = f"go on with: {command}" if saved else "nothing is saved to go on from"
+            advice = f"go on with: {command}" if saved else "nothing was saved to go on from"
             print(f"{status} at {self.place()}; {advice}")
             raise SystemExit(ends[kind])
 
@@ -1331,7 +1331,7 @@ def first_online_update(args: Args, num_offline: int) -> int:
     if args.batch_size > num_offline + args.replay_capacity:
         fail(f"--batch-size {args.batch_size}: the replay cannot hold as many; raise --replay-capacity")
     if first >= args.online_steps:
-        remedy = f"the first is due at step {first}; raise it or lower --warmup-steps"
+        remedy = f"the first is due at step {first}; raise it, or lower --warmup-steps or --batch-size"
         fail(f"--online-steps {args.online_steps}: no update would be made, {remedy}")
     return first
 
@@ -1351,7 +1351,7 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     folder = Path(args.resume).resolve()
     files = [*folder.glob("resume.pt"), *folder.glob("seed*/resume.pt")]
     if len(files) != 1:
-        fail(f"--resume {folder}: {len(files)} resume.pt are there; a run has one until it is finished")
+        fail(f"--resume {folder}: found {len(files)} resume.pt; a run has one until it is finished")
     saved = load("--resume", files[0], "finished")
     if saved["script"] != SCRIPT:
         fail(f"--resume {folder}: is a run of {saved['script']}.py")
@@ -1374,7 +1374,7 @@ def online_dataset(args: Args, env: Adapter, source: dict | None) -> Dataset | N
         fail(f"--dataset is needed, or --offline-ratio 0: {source['run']} was trained without data")
     dataset = load_dataset(replace(args, dataset=trained_on["source"]), env)
     if dataset.description["fingerprint"] != trained_on["fingerprint"]:
-        fail(f"--dataset {trained_on['source']}: has changed since the pretraining; name it to use it")
+        fail(f"--dataset {trained_on['source']}: has changed since the pretraining; give --dataset to use it")
     return dataset
 
 
@@ -1387,7 +1387,7 @@ def main(args: Args) -> None:
     else:
         states, source = load_checkpoints(args, env)
     if args.num_candidates and source["script"] == "cql_sac":
-        fail(f"--num-candidates {args.num_candidates}: CQL's critics rate actions off the data low")
+        fail(f"--num-candidates {args.num_candidates}: not from CQL, whose critics rate unseen actions low")
     dataset = online_dataset(args, env, source)
     first_online_update(args, len(dataset.rows) if dataset else 0)  # ends here if no update would be made
 

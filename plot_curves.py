@@ -4,26 +4,27 @@ Reads    <runs>/<env>/<run>/seed<k>/{config.json, eval.csv}, and metrics.csv wit
 Writes   <out>.png, <out>.svg; without --metric also the tables: <out>.csv, <out>-pairs.csv (run against run)
 Run      python plot_curves.py runs/ --rename 'SAC finetuned, Q-filter 25=with the Q-filter'
 
-A score is the mean over an evaluation's episodes: undiscounted return, or percent with --y score. A line is
-the mean over the seeds that have the step, the band its 95% percentile bootstrap interval (of two or three
-seeds lowest to highest). Minutes are those of the run's own process; seeds that train together share them.
+A return here is the mean over an evaluation's episodes, undiscounted; with --y score it is the normalised
+score in percent. A line is the mean over the seeds that have the step, the band its 95% percentile bootstrap
+interval (for two or three seeds from lowest to highest). Minutes are wall-clock minutes of the run's own
+process; seeds that train together share them.
 
 Quantities are taken per seed and averaged over seeds; nan: does not apply; _low and _high: 95% interval.
-    start       score of the policy that starts the online phase; without an online phase the last score
-    final       last score, never the best one, also of a seed that stopped early; iqm: interquartile mean
-    last_five   mean of the last five scores of the phase; delta: final - start
-    drop        max(0, max_t(start - score_t)): even without a real fall small ones are seen, from noise
-    recovery    length in env steps of the excursion that holds the deepest evaluation: from the last one
-                before it at or above start, to the first one after it that is at or above again and whose
-                mean with the next two is so too: one lucky evaluation is no recovery. 0: never below,
-                inf: not recovered. The median over seeds; `recovered` counts those that are not inf
-    auc         trapezoid area under the online scores divided by their length in env steps: a mean score
-    reach_steps, reach_minutes: until the mean over all seeds first is at or above --reach, online; inf: never
-For two online runs of an environment with three seeds or more, up to the last step that both have
-(until), the one with the higher last_five first:
+    start       return of the policy that starts the online phase; without an online phase the last return
+    final       last return, never the best one, also of a seed that stopped early; iqm: interquartile mean
+    last_five   mean of the last five returns of the phase; delta: final - start
+    drop        max(0, max_t(start - return_t)): noise alone makes it positive
+    recovery    env steps that the deepest fall lasts: from the last evaluation at or above start before the
+                lowest one, to the first after it that is at or above start both by itself and in its mean
+                with the next two, so that one lucky evaluation does not count. 0: never below start, inf: not
+                recovered. The median over seeds; `recovered` counts the seeds that are not inf
+    auc         trapezoid area under the online returns divided by their length in env steps: a mean return
+    reach_steps, reach_minutes: online, until the mean over all seeds first is at or above --reach; inf: never
+Two online runs of one environment, with three seeds or more each, are compared up to the last step that both
+have (until). The one with the higher last_five is the first:
     p_higher    P(X > Y) + P(X = Y) / 2 by last_five: probability of improvement (Agarwal et al. 2021)
     final_difference, ...: first minus second, seed by seed, if both start from the same checkpoints; its
-                interval is Student's t's, as a bootstrap of few seeds is too narrow
+                interval is Student's t, because a bootstrap of few seeds is too narrow
 """
 
 import csv
@@ -83,14 +84,14 @@ NOT_NAMED += ("seed", "num_seeds", "eval_every", "eval_episodes", "checkpoint_ev
 
 @dataclass
 class Args:
-    """Overlay the learning curves of all runs found and tabulate their scores. `--env` and `--label` take a
+    """Overlay the learning curves of all runs found and tabulate their returns. `--env` and `--label` take a
     name, a part of one or a quoted glob ('*filter 25'); these and `--rename` may be repeated."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),)  # folders to search for runs
-    x: Literal["online", "total", "minutes"] = "online"  # env steps, after offline updates, or wall clock
+    x: Literal["online", "total", "minutes"] = "online"  # env steps, those after offline updates, or minutes
     y: Literal["return", "score"] = "return"  # undiscounted return, or normalised score in percent
-    metric: str = ""  # plot this name from metrics.csv instead, without a table
-    until: float = math.inf  # leave out what is after this online env step: runs of different lengths compare
+    metric: str = ""  # plot this quantity of metrics.csv instead, without a table
+    until: float = math.inf  # leave out later online env steps, to compare runs of different lengths
     reach: float | None = None  # tabulate steps and minutes until the mean over seeds is at or above this
     split: bool = False  # a panel per run, in colour, with the others of its environment in grey
     env: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # only these environments
@@ -191,14 +192,14 @@ def find_curves(args):
         config = read_config(folder / "config.json")
         series, minutes = read_series(folder, config, args) if config else ({}, {})
         if not series:
-            print(f"skipped {folder}: it has no {args.metric or args.y}, or no whole config.json")
+            print(f"skipped {folder}: it has no {args.metric or args.y}, or no complete config.json")
             continue
         seeds = runs.setdefault((config["env"], folder.parent.name, config["format"]), {})
         if folder.name in seeds:
             fail(f"runs: {folder} lies in two of the folders; give one of them, or rename one")
         seeds[folder.name] = config, series, minutes
     if not runs:
-        fail(f"runs: no <env>/<run>/seed<k> folder in there has a {args.metric or args.y} to draw")
+        fail(f"runs: no <env>/<run>/seed<k> folder there has a {args.metric or args.y} to draw")
     return [Curve(env, run, runs[env, run, house], args.reach) for env, run, house in sorted(runs)]
 
 
@@ -281,7 +282,7 @@ def choose_curves(curves, args):
     for curve in curves:
         curve.label = curve.row["label"] = new_labels.get(curve.label, new_labels.get(curve.run, curve.label))
     if len({(curve.env, curve.label) for curve in curves}) < len(curves):
-        fail("--rename: two runs would have one label")
+        fail("--rename: two runs would have the same label")
     curves.sort(key=lambda curve: (curve.env, curve.label))
     pretrained = {curve.label for curve in curves if not curve.online}
     labels = list(dict.fromkeys(curve.label for curve in curves))

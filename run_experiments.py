@@ -3,7 +3,7 @@
 Finished runs are skipped and cut ones resumed, so the same command goes on after Ctrl-C, a crash or a power
 cut. A run that fails is reported, the others go on, and the exit status is 1.
 
-An experiment file (TOML) holds the commands as one would type them, the most telling first:
+An experiment file (TOML) holds the commands as one would type them, the most important first:
 
     title = "SAC on Hopper-v4"
     about = "What is claimed, by whom, and what would show it."
@@ -25,9 +25,9 @@ An experiment file (TOML) holds the commands as one would type them, the most te
 
 {pretrain} is the folder of that run, which must stand above; a run starts when those that it names have
 finished. {runs}, in figures, is <runs-dir>/<name of the file>. That folder is appended to every run's command
-as --runs-dir. In a figure, runs without results are left out. To go by hand, type the command with --runs-dir
-at its end: a run is recognised by the command in its config.json. Estimated times are the file's minutes,
-scaled by those of its runs that have finished.
+as --runs-dir. In a figure, runs without results are left out. To start a run by hand, type its command with
+--runs-dir at its end: a run is recognised by the command in its config.json. Estimated times are the file's
+minutes, scaled by how long its finished runs took.
 
 Reads   experiments/NAME.toml, <runs-dir>/NAME/<env>/<run>/seed<k>/config.json.
 Writes  <runs-dir>/NAME/logs/<name of the run>.log, what the commands write, and results.zip: all of it
@@ -61,7 +61,7 @@ import tyro
 from filelock import FileLock, Timeout
 
 ROOT = Path(__file__).resolve().parent  # the scripts lie beside this one
-FORMAT = 2  # of config.json; runs of another one are not looked at
+FORMAT = 2  # of config.json; runs of another format are ignored
 KEYS = {  # of an experiment file: required ones, then optional ones
     "file": ({"title": str, "about": str, "run": list}, {"hardware": str, "figure": list}),
     "run": ({"name": str, "command": str, "minutes": int | float}, {"gpu": bool}),
@@ -77,17 +77,17 @@ STATUS_EVERY = 600  # seconds between the lines about running jobs, where there 
 
 @dataclass
 class Args:
-    """Run what is missing of an experiment file, resume what was cut, skip what is finished; draw figures.
+    """Run an experiment file: start missing runs, resume cut ones, skip finished ones, draw the figures.
 
-    Ctrl-C stops: running jobs save their state, and the same command goes on. With --ray, the machines of the
-    cluster must see this folder, its Python environment and --runs-dir at the same paths.
+    Ctrl-C stops: running jobs save their state, and the same command continues. With --ray, the machines of
+    the cluster must see this folder, its Python environment and --runs-dir at the same paths.
     """
 
     experiment: tyro.conf.Positional[Path]  # a file of experiments/
     dry_run: bool = False  # print what would run, what is finished and what would be resumed; start nothing
-    jobs: int = 0  # runs at once; 0: one a CPU core, or --jobs-per-gpu on each GPU
-    jobs_per_gpu: int = 3  # runs that share a GPU; with more, online runs wait for their turns
-    minutes: float = math.inf  # stop then, what runs is saved; start only what fits by the file's estimates
+    jobs: int = 0  # runs at once; 0: one per CPU core, or --jobs-per-gpu on each GPU
+    jobs_per_gpu: int = 3  # runs that share a GPU; more make online runs wait for each other
+    minutes: float = math.inf  # then save and stop; start only what fits, by the file's estimates
     runs_dir: str = "runs"  # results, logs and figures go to <runs-dir>/<name of the file>/
     ray: tuple[str, ...] | None = None  # run on Ray: at this address, else on a running cluster or here
 
@@ -128,7 +128,7 @@ class Job:
     def block(self) -> None:
         """Not to be run, if a run that it starts from will not be there."""
         there = (*TO_DO, *AT_WORK)
-        lost = [f"its {need.name}: {need.state}" for need in self.needs if need.state not in there]
+        lost = [f"needs {need.name}: {need.state}" for need in self.needs if need.state not in there]
         if self.state in TO_DO and lost:
             self.state, self.note = "not run", ", ".join(lost)
 
@@ -145,13 +145,13 @@ def fail(message: str) -> NoReturn:
 def check_keys(table: dict, kind: str, where: str) -> None:
     required, optional = KEYS[kind]
     if not isinstance(table, dict):
-        fail(f"{where}: {table!r} is no table")
+        fail(f"{where}: {table!r} is not a table")
     for key, value in table.items():
         if key not in required | optional:
             fail(f"{where}: unknown key {key}; choose among {', '.join(required | optional)}")
         wanted = (required | optional)[key]
         if not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
-            fail(f"{where}: {key} = {value!r} is of the wrong type")
+            fail(f"{where}: {key} = {value!r} has the wrong type")
     missing = [key for key in required if not table.get(key)]
     if missing:
         fail(f"{where}: {missing[0]} is missing or empty")
@@ -181,7 +181,7 @@ def read_experiment(path: Path, root: Path) -> tuple[dict, list[Job]]:
         experiment = {"figure": []} | tomllib.loads(path.read_text())
     except OSError as error:
         there = ", ".join(f"experiments/{file.name}" for file in sorted(ROOT.glob("experiments/*.toml")))
-        fail(f"{path}: {error.strerror}; there are {there or 'none'}")
+        fail(f"{path}: {error.strerror}; choose among {there or 'none'}")
     except ValueError as error:  # no TOML, or no text
         fail(f"{path}: {error}")
     check_keys(experiment, "file", str(path))
@@ -559,7 +559,7 @@ def run_jobs(jobs: list[Job], machine: Machine, display: Display, minutes: float
         if time.time() > limit and not signals:
             signals.append(0)  # as if told to stop
         if len(signals) > stops:
-            saving = f"stopping: {len(running)} jobs save their state (again: kill them)"
+            saving = f"stopping: {len(running)} jobs save their state (Ctrl-C again kills them)"
             display.say("killing them" if stops else saving)
             machine.stop(at_once=stops > 0)
             stops += 1
@@ -614,7 +614,7 @@ def main(args: Args) -> None:
     machine = Machine(args) if args.ray is None else RayCluster(args)
     choose(jobs, args, machine)
     print(f"{args.experiment}: {experiment['title']}\n\n{experiment['about'].strip()}\n")
-    hardware = f"; minutes in the file: {experiment['hardware']}" if "hardware" in experiment else ""
+    hardware = f"; the file's minutes are for {experiment['hardware']}" if "hardware" in experiment else ""
     print(f"{summary(jobs, machine)}, {machine.size} at once on {machine.what}{hardware}", flush=True)
     if args.dry_run:
         print_plan(experiment, jobs)
@@ -639,7 +639,7 @@ def main(args: Args) -> None:
     for job in jobs:
         if job.state in TO_DO:
             print(f"not finished: {job.name}; the same command goes on")
-    print(f"{summary(jobs, machine)}; results in {root}, without checkpoints in {pack(root)}")
+    print(f"{summary(jobs, machine)}; results in {root}, zipped without checkpoints in {pack(root)}")
     if not drawn or any(job.state == "failed" for job in jobs):
         raise SystemExit(1)
 

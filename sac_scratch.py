@@ -1,6 +1,6 @@
 """Soft actor-critic from scratch: the baseline that every finetuned policy is compared with.
 
-Learns a policy and critics from its own experience alone, and is paid for keeping its actions random. With
+Learns a policy and critics from its own experience alone, with a bonus for the policy's entropy. With
 --dataset, logged transitions join the batches (--offline-ratio 0.5 is RLPD's symmetric sampling).
 
 Papers: SAC, Haarnoja et al. 2018 (arXiv 1812.05905). Options: O3F's optimistic actions (arXiv 2210.06226),
@@ -20,15 +20,15 @@ Shapes: SAC is written for ONE seed: obs (B, O), action (B, A) in [-1, 1], rewar
 critics, N candidates; a prime marks a target. What learns is `state`, a nested dict of tensors; torch.vmap
 runs S seeds at once, on tensors stacked along a new first axis.
 
-Reads nothing, or --dataset. Writes runs/<env>/<name>/seed<k>/: config.json, eval.csv (a row per episode),
-metrics.csv, checkpoint.pt, TensorBoard's events. Differs from online_finetune_sac.py in its start, new
-networks and --warmup-steps of uniformly random actions, and in three defaults, the strongest of those tried
-(results/sac): critic and temperature rates are CleanRL's, there is no LayerNorm.
+Reads no data unless --dataset or --offline-ratio is given. Writes runs/<env>/<name>/seed<k>/: config.json,
+eval.csv (a row per episode), metrics.csv, checkpoint.pt, TensorBoard's events. Unlike online_finetune_sac.py,
+it starts from new networks and --warmup-steps of uniformly random actions; critics and temperature have
+CleanRL's learning rates and the critics no LayerNorm, the strongest settings that we tried (results/sac).
 
-Deviations: log std is squashed into [-5, 2]; the constraint is on squashed means, summed over action
-dimensions, with the signs of eq. (4), which eq. (5) turns; lambda's steps and the division are ours; with
---critic-subset the policy climbs the minimum of all critics (REDQ, RLPD: the mean). RLPD also halves the
-target entropy, and its LayerNorm has scale and shift.
+Deviations: log std is squashed into [-5, 2]; d^2 is between means after tanh, summed over action dimensions;
+signs follow TD3-C's eq. (4), which its eq. (5) reverses; lambda's steps and the division by 1 + lambda are
+ours; with --critic-subset the policy climbs the minimum of all critics (REDQ, RLPD: the mean). RLPD also
+halves the target entropy, and its LayerNorm has scale and shift.
 
     python sac_scratch.py --online-steps 3000 --warmup-steps 500 --eval-every 1000   a minute on a CPU core
     python sac_scratch.py --num-seeds 10                                             in full (use a GPU)
@@ -339,7 +339,7 @@ class SAC:
         metrics |= actor_metrics
 
         log_alpha, alpha = state["log_alpha"], state["log_alpha"].exp()
-        grad = alpha * (metrics["policy/entropy"] - self.target_entropy)  # by log alpha
+        grad = alpha * (metrics["policy/entropy"] - self.target_entropy)  # with respect to log alpha
         new["log_alpha"], new["alpha_adam"] = adam(log_alpha, grad, state["alpha_adam"], args.alpha_lr)
         metrics["policy/alpha"] = alpha
         if args.epsilon < math.inf:
@@ -452,7 +452,7 @@ def open_env(env_id: str) -> Adapter:
     except Exception as error:  # its constructor may raise anything
         fail(f"--env {env_id}: cannot be used: {error!r:.300}")
     if env.spec.max_episode_steps is None:
-        print(f"note: {env_id} has no step limit; an evaluation episode may take {EPISODE_LIMIT:,} steps")
+        print(f"note: {env_id} has no step limit; evaluation episodes of {EPISODE_LIMIT:,} steps end the run")
     return env
 
 
@@ -519,10 +519,10 @@ def find_dataset(name: str) -> Path:
         if path.is_file() or (path / "data" / "metadata.json").is_file():
             return path
     if not re.fullmatch(r"([\w-]+/)+[\w-]+-v\d+", name):
-        like = "a Minari id is like mujoco/hopper/medium-v0, where D4RL has hopper-medium-v2"
-        fail(f"--dataset {name}: is no D4RL .hdf5 file, no Minari folder and no Minari id; {like}")
+        like = "an id looks like mujoco/hopper/medium-v0; D4RL's names, like hopper-medium-v2, are not ids"
+        fail(f"--dataset {name}: not a D4RL .hdf5 file, a Minari folder or a Minari id; {like}")
     if name in DEFAULT_DATASETS.values():
-        fail(f"--dataset {name}: comes with these scripts; copy their folder datasets/ beside this one")
+        fail(f"--dataset {name}: is bundled; copy the repository's folder datasets/ beside this script")
     print(f"{name} is not on this machine: asking Minari's hub")
     try:
         import minari
@@ -539,10 +539,10 @@ def check_columns(name: str, columns: dict[str, np.ndarray], env: Adapter, clip:
     shapes = {"obs": obs_shape, "action": action_shape, "reward": (), "next_obs": obs_shape}
     for key, shape in shapes.items():
         if columns[key].shape != (len(columns["obs"]), *shape):
-            fail(f"--dataset {name}: {key} has shape {columns[key].shape}, in {env.spec.id} {shape} a row")
+            fail(f"--dataset {name}: {key} has shape {columns[key].shape}; {env.spec.id} has {shape} per row")
         bad = np.argwhere(~np.isfinite(columns[key])).tolist()
         if bad:
-            fail(f"--dataset {name}: {key}{bad[0]} is {columns[key][tuple(bad[0])]}, no finite number")
+            fail(f"--dataset {name}: {key}{bad[0]} is {columns[key][tuple(bad[0])]}, not a finite number")
     bad = np.argwhere(np.abs(columns["action"] - env.center) > env.scale * (1 + ROUNDING)).tolist()
     if bad and not clip:
         first = f"action{bad[0]} is {columns['action'][tuple(bad[0])]:.6g}"
@@ -585,7 +585,7 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
         print(f"note: {(~keep).sum():,} last transitions without a next observation were dropped")
     for key in ("id", "kwargs", "max_episode_steps"):
         if key in spec and spec[key] != getattr(env.spec, key):
-            print(f"note: {key} is {spec[key]} in its env_spec, {getattr(env.spec, key)} in {args.env}")
+            print(f"note: {key} is {spec[key]} in the dataset, {getattr(env.spec, key)} in {args.env}")
     short_name = task_of(path.stem)  # medium, of medium-v0 and of medium.hdf5
     if BUNDLED not in path.resolve().parents:
         short_name += f"-{fingerprint[:4]}"  # two of one name stay apart
@@ -786,7 +786,7 @@ class TrainingEnvs:
         for _ in self.processes:
             while not self.stepped.acquire(timeout=1):
                 if not all(process.is_alive() for process in self.processes):
-                    raise RuntimeError("the process of an environment ended; what it said stands above")
+                    raise RuntimeError("the process of an environment ended; its error is printed above")
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, ...]:
         """With actions (S, A): reward, terminated, truncated (S,), next_obs (S, O); renews `obs`."""
@@ -910,7 +910,7 @@ def load(option: str, path: Path, needed: str) -> dict:
     except Exception as error:  # whatever torch.load raises on a missing, damaged or foreign file
         fail(f"{option} {path}: cannot be read as one of these scripts' files: {error!r:.100}")
     if not is_ours:
-        fail(f"{option} {path}: has no {needed} in format {FORMAT}: of another version, or of another kind")
+        fail(f"{option} {path}: has no {needed} in format {FORMAT}: from another version or of another kind")
     return content
 
 
@@ -981,7 +981,7 @@ class Run:
             vars(self).update(saved["progress"])
             self.started -= saved["seconds"]
             if data and data["fingerprint"] != saved["dataset"]["fingerprint"]:
-                fail(f"--resume {self.folder}: the dataset is no longer what it was")
+                fail(f"--resume {self.folder}: the dataset has changed since the run began")
 
     def __enter__(self) -> None:
         """Takes the folders; from now on a stop signal ends the run after the step under way."""
@@ -1010,7 +1010,7 @@ class Run:
                 signal.signal(number, self.stop)
         self.set_status("running")
         if self.saved:
-            print(f"resumes at {self.place()}; episodes under way begin anew")
+            print(f"resumes at {self.place()}; unfinished episodes restart")
         print(f"writes: {self.folder}/seed*/", flush=True)
 
     def take_folders(self) -> None:
@@ -1031,7 +1031,7 @@ class Run:
                 append(folder / "eval.csv", [[*self.moment(), "episode", "return", "length", "seconds"]])
                 append(folder / "metrics.csv", [[*self.moment(), "name", "value"]])
         except OSError as error:  # filelock's Timeout, too
-            fail(f"--runs-dir {self.args.runs_dir}: {error} Does another run write there?")
+            fail(f"--runs-dir {self.args.runs_dir}: {error} Is another run writing there?")
 
     def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
         if kind is torch.OutOfMemoryError and self.replay:
@@ -1048,7 +1048,7 @@ class Run:
         if kind in ends:
             command = shlex.join(["python", f"{SCRIPT}.py", "--resume", str(self.folders[0])])
             saved = (self.folders[0] / "resume.pt").exists()
-            advice = f"go on with: {command}" if saved else "nothing is saved to go on from"
+            advice = f"go on with: {command}" if saved else "nothing was saved to go on from"
             print(f"{status} at {self.place()}; {advice}")
             raise SystemExit(ends[kind])
 
@@ -1254,7 +1254,7 @@ def first_online_update(args: Args, num_offline: int) -> int:
     if args.batch_size > num_offline + args.replay_capacity:
         fail(f"--batch-size {args.batch_size}: the replay cannot hold as many; raise --replay-capacity")
     if first >= args.online_steps:
-        remedy = f"the first is due at step {first}; raise it or lower --warmup-steps"
+        remedy = f"the first is due at step {first}; raise it, or lower --warmup-steps or --batch-size"
         fail(f"--online-steps {args.online_steps}: no update would be made, {remedy}")
     return first
 
@@ -1274,7 +1274,7 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     folder = Path(args.resume).resolve()
     files = [*folder.glob("resume.pt"), *folder.glob("seed*/resume.pt")]
     if len(files) != 1:
-        fail(f"--resume {folder}: {len(files)} resume.pt are there; a run has one until it is finished")
+        fail(f"--resume {folder}: found {len(files)} resume.pt; a run has one until it is finished")
     saved = load("--resume", files[0], "finished")
     if saved["script"] != SCRIPT:
         fail(f"--resume {folder}: is a run of {saved['script']}.py")
@@ -1297,7 +1297,7 @@ def online_dataset(args: Args, env: Adapter, source: dict | None) -> Dataset | N
         fail(f"--dataset is needed, or --offline-ratio 0: {source['run']} was trained without data")
     dataset = load_dataset(replace(args, dataset=trained_on["source"]), env)
     if dataset.description["fingerprint"] != trained_on["fingerprint"]:
-        fail(f"--dataset {trained_on['source']}: has changed since the pretraining; name it to use it")
+        fail(f"--dataset {trained_on['source']}: has changed since the pretraining; give --dataset to use it")
     return dataset
 
 

@@ -429,7 +429,7 @@ def open_env(env_id: str) -> Adapter:
     except Exception as error:  # its constructor may raise anything
         fail(f"--env {env_id}: cannot be used: {error!r:.300}")
     if env.spec.max_episode_steps is None:
-        print(f"note: {env_id} has no step limit; an evaluation episode may take {EPISODE_LIMIT:,} steps")
+        print(f"note: {env_id} has no step limit; evaluation episodes of {EPISODE_LIMIT:,} steps end the run")
     return env
 
 
@@ -496,10 +496,10 @@ def find_dataset(name: str) -> Path:
         if path.is_file() or (path / "data" / "metadata.json").is_file():
             return path
     if not re.fullmatch(r"([\w-]+/)+[\w-]+-v\d+", name):
-        like = "a Minari id is like mujoco/hopper/medium-v0, where D4RL has hopper-medium-v2"
-        fail(f"--dataset {name}: is no D4RL .hdf5 file, no Minari folder and no Minari id; {like}")
+        like = "an id looks like mujoco/hopper/medium-v0; D4RL's names, like hopper-medium-v2, are not ids"
+        fail(f"--dataset {name}: not a D4RL .hdf5 file, a Minari folder or a Minari id; {like}")
     if name in DEFAULT_DATASETS.values():
-        fail(f"--dataset {name}: comes with these scripts; copy their folder datasets/ beside this one")
+        fail(f"--dataset {name}: is bundled; copy the repository's folder datasets/ beside this script")
     print(f"{name} is not on this machine: asking Minari's hub")
     try:
         import minari
@@ -516,10 +516,10 @@ def check_columns(name: str, columns: dict[str, np.ndarray], env: Adapter, clip:
     shapes = {"obs": obs_shape, "action": action_shape, "reward": (), "next_obs": obs_shape}
     for key, shape in shapes.items():
         if columns[key].shape != (len(columns["obs"]), *shape):
-            fail(f"--dataset {name}: {key} has shape {columns[key].shape}, in {env.spec.id} {shape} a row")
+            fail(f"--dataset {name}: {key} has shape {columns[key].shape}; {env.spec.id} has {shape} per row")
         bad = np.argwhere(~np.isfinite(columns[key])).tolist()
         if bad:
-            fail(f"--dataset {name}: {key}{bad[0]} is {columns[key][tuple(bad[0])]}, no finite number")
+            fail(f"--dataset {name}: {key}{bad[0]} is {columns[key][tuple(bad[0])]}, not a finite number")
     bad = np.argwhere(np.abs(columns["action"] - env.center) > env.scale * (1 + ROUNDING)).tolist()
     if bad and not clip:
         first = f"action{bad[0]} is {columns['action'][tuple(bad[0])]:.6g}"
@@ -562,7 +562,7 @@ def load_dataset(args: Args, env: Adapter) -> Dataset:
         print(f"note: {(~keep).sum():,} last transitions without a next observation were dropped")
     for key in ("id", "kwargs", "max_episode_steps"):
         if key in spec and spec[key] != getattr(env.spec, key):
-            print(f"note: {key} is {spec[key]} in its env_spec, {getattr(env.spec, key)} in {args.env}")
+            print(f"note: {key} is {spec[key]} in the dataset, {getattr(env.spec, key)} in {args.env}")
     short_name = task_of(path.stem)  # medium, of medium-v0 and of medium.hdf5
     if BUNDLED not in path.resolve().parents:
         short_name += f"-{fingerprint[:4]}"  # two of one name stay apart
@@ -764,7 +764,7 @@ def load(option: str, path: Path, needed: str) -> dict:
     except Exception as error:  # whatever torch.load raises on a missing, damaged or foreign file
         fail(f"{option} {path}: cannot be read as one of these scripts' files: {error!r:.100}")
     if not is_ours:
-        fail(f"{option} {path}: has no {needed} in format {FORMAT}: of another version, or of another kind")
+        fail(f"{option} {path}: has no {needed} in format {FORMAT}: from another version or of another kind")
     return content
 
 
@@ -835,7 +835,7 @@ class Run:
             vars(self).update(saved["progress"])
             self.started -= saved["seconds"]
             if data and data["fingerprint"] != saved["dataset"]["fingerprint"]:
-                fail(f"--resume {self.folder}: the dataset is no longer what it was")
+                fail(f"--resume {self.folder}: the dataset has changed since the run began")
 
     def __enter__(self) -> None:
         """Takes the folders; from now on a stop signal ends the run after the step under way."""
@@ -864,7 +864,7 @@ class Run:
                 signal.signal(number, self.stop)
         self.set_status("running")
         if self.saved:
-            print(f"resumes at {self.place()}; episodes under way begin anew")
+            print(f"resumes at {self.place()}; unfinished episodes restart")
         print(f"writes: {self.folder}/seed*/", flush=True)
 
     def take_folders(self) -> None:
@@ -885,7 +885,7 @@ class Run:
                 append(folder / "eval.csv", [[*self.moment(), "episode", "return", "length", "seconds"]])
                 append(folder / "metrics.csv", [[*self.moment(), "name", "value"]])
         except OSError as error:  # filelock's Timeout, too
-            fail(f"--runs-dir {self.args.runs_dir}: {error} Does another run write there?")
+            fail(f"--runs-dir {self.args.runs_dir}: {error} Is another run writing there?")
 
     def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
         if kind is torch.OutOfMemoryError and self.replay:
@@ -902,7 +902,7 @@ class Run:
         if kind in ends:
             command = shlex.join(["python", f"{SCRIPT}.py", "--resume", str(self.folders[0])])
             saved = (self.folders[0] / "resume.pt").exists()
-            advice = f"go on with: {command}" if saved else "nothing is saved to go on from"
+            advice = f"go on with: {command}" if saved else "nothing was saved to go on from"
             print(f"{status} at {self.place()}; {advice}")
             raise SystemExit(ends[kind])
 
@@ -1090,7 +1090,7 @@ def read_resume(args: Args) -> tuple[Args, dict | None]:
     folder = Path(args.resume).resolve()
     files = [*folder.glob("resume.pt"), *folder.glob("seed*/resume.pt")]
     if len(files) != 1:
-        fail(f"--resume {folder}: {len(files)} resume.pt are there; a run has one until it is finished")
+        fail(f"--resume {folder}: found {len(files)} resume.pt; a run has one until it is finished")
     saved = load("--resume", files[0], "finished")
     if saved["script"] != SCRIPT:
         fail(f"--resume {folder}: is a run of {saved['script']}.py")

@@ -1,20 +1,21 @@
-"""Score the policies of any checkpoints over many episodes, compare them on the same starts, and show them.
+"""Evaluate the policies of checkpoints over many episodes, compare them on the same starts, and film them.
 
 A policy acts through the functions of the script that trained it: deterministic actions are what evaluations
 execute, stochastic ones are draws from its distribution, where it has one. Episode k's reset seed and noise
 follow from (--seed, k), for every policy alike, so that differences are taken start by start.
 
 Printed for a policy: mean return with the 95% percentile bootstrap interval over its episodes, median,
-extremes, mean length, score of the mean, number of episodes that only the clock cut. For several seeds of a
-run also the mean of their means, with the interval over seeds; that one is to report: the episodes of one
-policy say nothing about another training. With more arguments, the returns minus those of the first argument
-(its policy of the same seed, or its only one). The intervals over episodes take the policies as given.
+extremes, mean length, normalised score of the mean, number of episodes truncated by the time limit. For
+several seeds of a run also the mean of their means, with the interval over seeds. Report that one: the
+episodes of one policy say nothing about another training run. With more arguments, the returns minus those of
+the first argument (its policy of the same seed, or its only one). The intervals over episodes take the
+policies as given.
 
 Reads   checkpoints: a checkpoint.pt, or those in the folder of a seed or of a run (all its seeds), as plain
         tensors. Of what they name, only the training scripts beside this file are imported.
 Writes  what is asked for. --out: a CSV with a row per episode: where the policy comes from, reset seed,
         return (undiscounted, in the environment's units), length in steps, normalised score (percent between
-        D4RL's random and expert returns), 1 if only the clock cut it. --video: episode 0 of each policy, in
+        D4RL's random and expert returns), 1 if it was truncated. --video: episode 0 of each policy, in
         real time unless it is long (.gif), or as a row of eight frames (.png); MuJoCo needs OpenGL for it.
 
 Run, after `python sac_scratch.py --online-steps 3000 --warmup-steps 500 --eval-every 1000`:
@@ -77,7 +78,7 @@ class Args:
     policies: tyro.conf.Positional[tuple[Path, ...]]  # checkpoint.pt, folder of a seed, or folder of a run
     episodes: Count = 100  # for each policy
     seed: Whole = 0  # of the episodes: starts and noise, the same for every policy
-    env: str | None = None  # Gymnasium id; to be said where it has a module, which is imported then
+    env: str | None = None  # Gymnasium id; needed if it names a module, which is then imported
     actions: Literal["deterministic", "stochastic", "noisy"] = "deterministic"  # noisy: plus Gaussian noise
     noise_std: NonNegative = 0.1  # of noisy actions, in units of actions in [-1, 1]; the sum is clipped
     out: Path | None = None  # CSV file for the episodes
@@ -88,7 +89,7 @@ class Args:
 class Scores(NamedTuple):
     returns: np.ndarray  # (N,) undiscounted
     lengths: np.ndarray  # (N,) steps
-    cut: np.ndarray  # (N,) whether only the clock ended the episode
+    cut: np.ndarray  # (N,) whether the episode was truncated
 
 
 class Policy:
@@ -208,9 +209,9 @@ def read_checkpoint(name: str, path: Path) -> dict:
         for key in ("seed", "gradient_step", "env_step"):
             saved[key] = int(saved[key])
     except Exception as error:  # whatever torch.load raises on a damaged or foreign file
-        fail(f"{name}: is no checkpoint of these scripts: {error!r:.100}")
+        fail(f"{name}: not a checkpoint of these scripts: {error!r:.100}")
     if script not in SCRIPTS:
-        fail(f"{name}: its script is {script}, none of {', '.join(SCRIPTS)}")
+        fail(f"{name}: its script is {script}, not one of {', '.join(SCRIPTS)}")
     return saved
 
 
@@ -225,7 +226,7 @@ def load_policy(path: Path, args: Args, option: str = "") -> Policy:
     if args.env not in (None, env_id):
         fail(f"--env {args.env}: the checkpoint {path} is of {env_id}")
     if ":" in env_id and args.env is None:  # a file must not choose what is imported
-        fail(f"{name}: its environment imports a module; if that is right, say --env {env_id}")
+        fail(f"{name}: its environment imports a module; if you trust it, give --env {env_id}")
     try:
         script = importlib.import_module(saved["script"])
         if saved["format"] != script.FORMAT:
@@ -241,7 +242,7 @@ def load_policy(path: Path, args: Args, option: str = "") -> Policy:
         reason = (str(error).strip().splitlines() or [""])[0]
         fail(f"{name}: its policy of {env_id} cannot be restored ({reason})")
     if args.actions == "stochastic" and not policy.has_distribution:
-        fail(f"--actions stochastic: the policy of {path} has no distribution; say deterministic or noisy")
+        fail(f"--actions stochastic: the policy of {path} has no distribution; use deterministic or noisy")
     return policy
 
 
@@ -253,7 +254,7 @@ def load_groups(args: Args) -> list[list[Policy]]:
         for policy in group:
             policy.group = f"{chr(ord('A') + number % 26)}{number // 26 or ''}"
             if policy.env != first.env:
-                fail(f"{policy.path}: is of {policy.env}, not of {first.env} as {first.path}")
+                fail(f"{policy.path}: is of {policy.env}, but {first.path} of {first.env}")
     return groups
 
 
@@ -314,8 +315,8 @@ def interval(values: np.ndarray) -> str:
 
 def print_scores(groups: list[list[Policy]], args: Args) -> None:
     about = f"{args.episodes} episodes per policy, {args.actions} actions, starts of --seed {args.seed}"
-    print(f"{groups[0][0].env}: {about}; cut: ended by the clock")
-    lines = [["", "mean", "95% interval", "median", "min", "max", "length", "score", "cut"]]
+    print(f"{groups[0][0].env}: {about}; truncated: ended by the time limit")
+    lines = [["", "mean", "95% interval", "median", "min", "max", "length", "score", "truncated"]]
     for group in groups:
         unfinished = ", ".join(f"seed {policy.seed}" for policy in group if policy.unfinished)
         mark = f"; unfinished: {unfinished}" * bool(unfinished)
@@ -380,7 +381,7 @@ def choose_backend(env_id: str, given: str | None, path: Path) -> None:
         else:
             os.environ["MUJOCO_GL"] = backend
             return
-    advice = "install libegl1 and libgl1-mesa-dri, or libosmesa6; the scores need neither, leave --video out"
+    advice = "install libegl1 and libgl1-mesa-dri, or libosmesa6; the returns need neither: leave --video out"
     tried = f"{reasons[0]}; tried MUJOCO_GL={', '.join(backends)}"
     fail(f"--video {path}: nothing renders {env_id} here ({tried}); {advice}")
 
@@ -453,7 +454,7 @@ def write_gif(part: Path, policies: list[Policy], args: Args) -> None:
             step, total, image = frames[min(number, len(frames) - 1)]
             end = ""
             if number >= len(frames) - 1:
-                end = ", cut by the clock" if policy.scores.cut[0] else ", over"
+                end = ", truncated" if policy.scores.cut[0] else ", over"
             name = [*textwrap.wrap(policy.run, 42, max_lines=3, placeholder="..."), "", ""][:3]
             lines = [f"{policy.label}, {policy.steps}", *name, f"step {step}, return {total:.0f}{end}"]
             panels.append(captioned(image, lines))

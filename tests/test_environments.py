@@ -57,7 +57,7 @@ def test_training_online_and_offline(call, env_id):
     out, _ = call("offline_pretrain_sac", f"{SMALL} --env {env_id} --dataset {dataset} --offline-steps 200")
     (folder,) = Path("runs").glob("*/offline_pretrain_sac-*/seed1")
     check(folder, gradient_step=200, env_step=0)
-    assert "300 transitions" in out and "in its env_spec" not in out
+    assert "300 transitions" in out and "in the dataset" not in out
 
 
 def test_an_environment_that_this_mujoco_cannot_simulate_is_refused(capsys):

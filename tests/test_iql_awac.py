@@ -300,8 +300,8 @@ def test_a_policy_learns_the_weighted_actions(script):
     "script, options, expected",
     [
         (iql, ONLINE | {"cosine": False}, "--no-cosine: without --offline-steps there is no schedule"),
-        (iql, {"anneal": "abrupt", "online_steps": 9}, "--anneal abrupt: needs --expectile-end, where to"),
-        (awac, {"anneal": "abrupt", "online_steps": 9}, "--anneal abrupt: needs --awac-lambda-end, where to"),
+        (iql, {"anneal": "abrupt", "online_steps": 9}, "--anneal abrupt: needs --expectile-end, the"),
+        (awac, {"anneal": "abrupt", "online_steps": 9}, "--anneal abrupt: needs --awac-lambda-end, the"),
     ],
 )
 def test_options_that_contradict_each_other_end_with_one_line(script, options, expected, capsys):

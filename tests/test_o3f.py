@@ -257,7 +257,7 @@ def test_lapo_learns_the_better_of_the_datas_actions_and_what_they_are_worth():
 @pytest.mark.parametrize(
     "options, expected",
     [
-        (GO_ON | {"policy_delay": 3}, "--policy-delay 3: is of the offline phase"),
+        (GO_ON | {"policy_delay": 3}, "--policy-delay 3: is for the offline phase"),
         ({"policy_updates_per_step": 3}, "--policy-updates-per-step 3: must divide --updates-per-step 20"),
         ({"gamma": 1.0}, "--gamma 1: must be below 1"),
         ({"critic_subset": 6}, "--critic-subset 6: there are 5 critics"),

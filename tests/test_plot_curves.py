@@ -256,7 +256,7 @@ def test_unfinished_runs_are_marked_and_empty_ones_left_out(tmp_path, capsys):
     write_seed(tmp_path, "run", 2, online(100, 100), status="failed")
     empty = write_seed(tmp_path, "run", 3, [])
     axes, legend = draw(tmp_path)
-    assert capsys.readouterr().out == f"skipped {empty}: it has no return, or no whole config.json\n"
+    assert capsys.readouterr().out == f"skipped {empty}: it has no return, or no complete config.json\n"
     assert "SAC finetuned, 2 seeds, unfinished" in legend
     mean = [0, 1000, 2000], [100, 150, 300]  # of the seeds that have the step
     assert mean in lines_of(axes["Hopper-v4"])
@@ -437,7 +437,7 @@ BAD = {
     "runs --metric foo": "has a foo to draw",
     "plain --y score": "has a score to draw",
     "runs --rename iql=IQL": "--rename iql=IQL: write OLD=NEW, OLD one of: SAC finetuned",
-    "pair --rename a=x b=x": "--rename: two runs would have one label",
+    "pair --rename a=x b=x": "--rename: two runs would have the same label",
     "runs --metric q --x minutes": "--metric: metrics.csv has no minutes",
     "runs --out file.txt/curves": "--out file.txt/curves: ",
 }

@@ -188,7 +188,7 @@ def test_arrangements_of_d4rl_files(tmp_path, kind):
 BAD_FILES = {
     "nan": ({"observations": np.where(np.arange(55).reshape(5, 11) == 25, np.nan, 0)}, "obs[2, 3] is nan"),
     "over": ({"actions": np.full((5, 3), 1.2)}, "15 values are out of bounds, action[0, 0] is 1.2"),
-    "shape": ({"observations": np.zeros((5, 17))}, "obs has shape (5, 17), in Hopper-v4 (11,) a row"),
+    "shape": ({"observations": np.zeros((5, 17))}, "obs has shape (5, 17); Hopper-v4 has (11,) per row"),
     "length": ({"rewards": np.ones(4)}, "cannot reshape array of size 4"),
     "missing": ({"terminals": None}, "object 'terminals' doesn't exist"),
     "reward": ({"rewards": np.ones((5, 2))}, "cannot be read"),
@@ -270,10 +270,10 @@ DIFFERENCES = {  # what the metadata say, and what is said about it
     "nothing": ({}, None),
     "version": (
         {"env_spec": {"id": "Hopper-v5"}},
-        "id is Hopper-v5 in its env_spec, Hopper-v4 in Hopper-v4",
+        "id is Hopper-v5 in the dataset, Hopper-v4 in Hopper-v4",
     ),
-    "limit": ({"env_spec": {"max_episode_steps": 300}}, "max_episode_steps is 300 in its env_spec, 1000"),
-    "keywords": ({"env_spec": {"kwargs": {"a": [1]}}}, "kwargs is {'a': [1]} in its env_spec, {} in"),
+    "limit": ({"env_spec": {"max_episode_steps": 300}}, "max_episode_steps is 300 in the dataset, 1000"),
+    "keywords": ({"env_spec": {"kwargs": {"a": [1]}}}, "kwargs is {'a': [1]} in the dataset, {} in"),
 }
 
 

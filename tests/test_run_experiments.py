@@ -205,10 +205,10 @@ def test_a_failing_run_is_reported_and_the_others_finish(repo):
     assert "failed: bad: exit status 1, see runs/exp/logs/bad.log" in out
     assert "failed: diverging: diverged; delete runs/exp/Env/train-diverging" in out
     assert (
-        "not run: after (its bad: failed): python train.py --tag after --from runs/exp/Env/train-bad" in out
+        "not run: after (needs bad: failed): python train.py --tag after --from runs/exp/Env/train-bad" in out
     )
     assert (
-        "not run: last (its after: not run): python train.py --tag last --from {after} --runs-dir runs/exp"
+        "not run: last (needs after: not run): python train.py --tag last --from {after} --runs-dir runs/exp"
         in out
     )
     assert "5 runs: 1 finished, 2 failed, 2 not run" in out
@@ -296,7 +296,7 @@ def test_a_run_that_somebody_started_by_hand_is_left_alone(repo):
     try:
         until(lambda: [*Path("runs").glob("exp/*/*/seed1/eval.csv")])
         out = run(name)
-        assert "elsewhere: a: is run by another process" in out and "not run: b (its a: elsewhere)" in out
+        assert "elsewhere: a: is run by another process" in out and "not run: b (needs a: elsewhere)" in out
         assert "finished c" in out and "resumed" not in out
     finally:
         process.kill()
@@ -404,10 +404,10 @@ BAD_FILES = {
     "title = ": "exp.toml: Invalid value",
     "titel = 'x'": "exp.toml: unknown key titel; choose among title, about, run, hardware, figure",
     TOP: "exp.toml: run is missing or empty",
-    f"{TOP}run = ['x']": "exp.toml, run 1: 'x' is no table",
+    f"{TOP}run = ['x']": "exp.toml, run 1: 'x' is not a table",
     f"{TOP}[[run]]\nname = 'a'\nminutes = 1": "exp.toml, run 1: command is missing",
     f"{TOP}{RUN}seed = 3": "exp.toml, run 1: unknown key seed",
-    f"{TOP}{RUN}gpu = 1": "exp.toml, run 1: gpu = 1 is of the wrong type",
+    f"{TOP}{RUN}gpu = 1": "exp.toml, run 1: gpu = 1 has the wrong type",
     TOP + RUN.replace("= 1", "= -1"): "run 1: minutes = -1 must be positive",
     TOP + RUN.replace("'a'", "'a b'"): "run 1: name 'a b' is taken, or not made",
     TOP + RUN + RUN: "run 2: name 'a' is taken",

@@ -208,7 +208,7 @@ def test_the_same_command_gives_the_same_numbers_and_another_seed_others(call):
 def test_seeds_that_share_a_start_are_counted_as_such(pretrained, call):
     out, _ = call("online_finetune_sac", f"{ONLINE} --num-seeds 2 --checkpoint {pretrained}/seed2")
     facts = config(run_folder("online_finetune_sac-*/seed1"))
-    assert "starts: 1, seeds: 2" in out and facts["checkpoint"]["starts"] == 1
+    assert "checkpoints: 1, seeds: 2" in out and facts["checkpoint"]["starts"] == 1
     call("online_finetune_sac", f"{ONLINE} --num-seeds 2")
     assert len(list(Path("runs").glob("*/online_finetune_sac-*"))) == 2
 
@@ -420,7 +420,10 @@ def test_out_of_memory_saves_what_is_there_and_says_what_to_lower(call, monkeypa
 # ---- stopping and going on ----
 
 
-PROGRAM = "import sys, tyro, {0} as m; m.num_cores = lambda: {1}; m.main(tyro.cli(m.Args, args=sys.argv[1:]))"
+PROGRAM = """import signal, sys, tyro, {0} as m
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test in a shell's background has ignored
+m.num_cores = lambda: {1}
+m.main(tyro.cli(m.Args, args=sys.argv[1:]))"""
 
 
 def start(script, arguments, cores=2):
@@ -497,7 +500,7 @@ def test_a_signal_to_the_whole_group_saves_and_the_run_goes_on_with_all_rows(cal
     step = saved["progress"]["env_step"]
     assert 50 < step < 600 and saved["added"] == saved["rings"].shape[1] == step
     out = finish(start("sac_scratch", f"--resume {folder}", cores))
-    assert f"resumes at online step {step:,}; episodes under way begin anew" in out and "finished" in out, out
+    assert f"resumes at online step {step:,}; unfinished episodes restart" in out and "finished" in out, out
     assert "this run is finished" in finish(start("sac_scratch", f"--resume {folder}", cores))
     ended = torch.load(folder / "seed1" / "resume.pt")
     assert (ended["ends"][:, step - 1] > 0).all()  # the episodes that were cut do not go on
@@ -564,7 +567,7 @@ def test_a_second_ctrl_c_does_not_wait_for_evaluations(call):
     for _ in range(2):
         time.sleep(3)
         process.send_signal(signal.SIGINT)
-    assert "nothing is saved to go on from" in finish(process) and process.returncode == 128 + signal.SIGINT
+    assert "nothing was saved to go on from" in finish(process) and process.returncode == 128 + signal.SIGINT
     wait_until_gone(process.pid, seconds=30)
 
 
@@ -613,7 +616,7 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives(call, 
     wait_for(lambda: list(Path("runs").rglob("config.json")), process)
     with pytest.raises(SystemExit) as ended:
         call("offline_pretrain_sac", f"{command} --overwrite")
-    assert ended.value.code == 2 and "Does another run write there" in capsys.readouterr().err
+    assert ended.value.code == 2 and "Is another run writing there" in capsys.readouterr().err
     process.kill()
     process.wait()
     call("offline_pretrain_sac", f"{command.replace('20000', '20')} --overwrite --runs-dir other")

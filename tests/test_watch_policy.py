@@ -239,7 +239,7 @@ def test_episodes_cut_by_the_clock_are_counted_and_there_may_be_no_score(runs, w
     assert 0 < sum(odd) < 12 and [int(row["truncated"]) for row in rows] == odd
     assert [int(row["length"]) for row in rows] == [9 if clock else 6 for clock in odd]
     assert {row["normalized_score"] for row in rows} == {""}
-    assert cell(text, "A seed 1", "cut") == sum(odd)
+    assert cell(text, "A seed 1", "truncated") == sum(odd)
 
 
 def steps_shown(image: Image.Image, width: int, top: int, bottom: int) -> list[int]:
@@ -298,7 +298,7 @@ class Code:
 
 
 NO_CHECKPOINT, NOT_RESTORED = (
-    "is no checkpoint of these scripts",
+    "not a checkpoint of these scripts",
     "its policy of Hopper-v4 cannot be restored",
 )
 BAD_FILES = {  # what is changed in a good checkpoint, and what is said
@@ -311,9 +311,9 @@ BAD_FILES = {  # what is changed in a good checkpoint, and what is said
     "nowhere": ({"env": "Nowhere-v4"}, "its policy of Nowhere-v4 cannot be restored"),
     "lines": ({"run": "two\nlines"}, NO_CHECKPOINT),
     "code": ({"run": Code()}, NO_CHECKPOINT),
-    "script": ({"script": "antigravity"}, "its script is antigravity, none of sac_scratch"),
-    "tool": ({"script": "collect_dataset"}, "its script is collect_dataset, none of"),
-    "module": ({"env": "antigravity:Hopper-v4"}, "say --env antigravity:Hopper-v4"),
+    "script": ({"script": "antigravity"}, "its script is antigravity, not one of sac_scratch"),
+    "tool": ({"script": "collect_dataset"}, "its script is collect_dataset, not one of"),
+    "module": ({"env": "antigravity:Hopper-v4"}, "give --env antigravity:Hopper-v4"),
 }
 
 
