@@ -185,7 +185,7 @@ def read_experiment(path: Path, root: Path) -> tuple[dict, list[Job]]:
     except ValueError as error:  # no TOML, or no text
         fail(f"{path}: {error}")
     check_keys(experiment, "file", str(path))
-    jobs = {}
+    jobs, commands = {}, {}
     for i, table in enumerate(experiment["run"], 1):
         where = f"{path}, run {i}"
         check_keys(table, "run", where)
@@ -195,9 +195,9 @@ def read_experiment(path: Path, root: Path) -> tuple[dict, list[Job]]:
         if not 0 < table["minutes"] < math.inf:
             fail(f"{where}: minutes = {table['minutes']} must be positive")
         needs = [jobs[need] for need in check_command(command, set(jobs), where)]
-        for job in jobs.values():
-            if shlex.split(job.command) == shlex.split(command):
-                fail(f"{where}: {name} has the same command as {job.name}")
+        first = commands.setdefault(tuple(shlex.split(command)), name)
+        if first != name:
+            fail(f"{where}: {name} has the same command as {first}")
         jobs[name] = Job(**table, root=root, needs=needs)
     for i, table in enumerate(experiment["figure"], 1):
         check_keys(table, "figure", f"{path}, figure {i}")
