@@ -86,6 +86,17 @@ medium() {
         --out results/medium/curves
 }
 
+td3c() {  # the three arms, rows kept, then dropped: checkpoints 60d5 are medium's, b5c9 medium-replay's
+    local H=results/td3c/runs/Hopper-v4 start data=medium
+    for start in 60d5 b5c9; do
+        draw "$H"/*"$start" --split --rename 'TD3 online=TD3' --rename 'TD3+BC online=TD3-BC' \
+            --rename 'TD3-C online, epsilon 1e-05=TD3-C' --rename 'TD3 online, online rows only=TD3, rows dropped' \
+            --rename 'TD3+BC online, online rows only=TD3-BC, rows dropped' \
+            --rename 'TD3-C online, online rows only, epsilon 1e-05=TD3-C, rows dropped' --out "results/td3c/$data"
+        data=medium-replay
+    done
+}
+
 halfcheetah() {
     draw results/halfcheetah/runs --split --label 'SAC from scratch' --label '*online*' \
         --rename 'SAC from scratch=SAC from scratch' --rename 'TD3 online=TD3' --rename 'TD3+BC online=TD3-BC' \
@@ -165,7 +176,7 @@ rlpd() {
 }
 
 for folder in "${@:-}"; do
-    for one in ${folder:-methods awac chapter sac medium halfcheetah td3 random cql iql_awac o3f rlpd}; do
+    for one in ${folder:-methods awac chapter sac medium td3c halfcheetah td3 random cql iql_awac o3f rlpd}; do
         "$one"
     done
 done
