@@ -76,7 +76,8 @@ TREATMENTS = {  # options named wherever they are on; the others where they set 
     "bc_alpha": "bc alpha {}",
     "one_start": "from one start",
 }
-WORDS = TREATMENTS | {"anneal": "{}", "dataset": "{} data", "num_critics": "{} critics"}
+WORDS = TREATMENTS | {"anneal": "{}", "calibrated": "calibrated", "dataset": "{} data"}
+WORDS |= {"num_critics": "{} critics"}
 OFF = (None, 0, "none", "inf", math.inf)
 NOT_NAMED = ("device", "compile", "runs_dir", "overwrite", "resume", "checkpoint", "keep_replay", "dual_lr")
 NOT_NAMED += ("seed", "num_seeds", "eval_every", "eval_episodes", "checkpoint_every", "log_every", "track")
@@ -470,8 +471,10 @@ def make_figure(curves, args):
         label = named + X_LABELS[curves[0].x_axis]
         axes[env].set_xlabel(textwrap.fill(label, 90 // num_columns))
         handles |= {line.get_label(): line for line in axes[env].get_legend_handles_labels()[0]}
-    if max(curve.num_seeds for curve in curves) > 1:
-        handles["95% bootstrap interval over seeds"] = Patch(color="0.45", alpha=0.3, lw=0)
+    most_seeds = max(curve.num_seeds for curve in curves)
+    if most_seeds > 1:
+        band = "95% bootstrap interval over seeds" if most_seeds > 3 else "lowest to highest seed"
+        handles[band] = Patch(color="0.45", alpha=0.3, lw=0)
     if args.split and len(groups) == 1:
         figure.suptitle(what(curves))
     labels = [textwrap.fill(label, 95) for label in handles]

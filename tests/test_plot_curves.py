@@ -207,6 +207,19 @@ def test_scratch_and_offline_runs_have_fewer_quantities(tmp_path):
     assert {iql[key] for key in ("delta", "drop", "recovery", "auc", "recovered")} == {"nan"}
 
 
+@pytest.mark.parametrize(
+    "seeds, band", [(3, "lowest to highest seed"), (4, "95% bootstrap interval over seeds")]
+)
+def test_the_legend_says_what_the_band_is(tmp_path, seeds, band):
+    for seed in range(1, seeds + 1):
+        write_seed(tmp_path, "run", seed, online(100, 50 * seed), num_seeds=seeds)
+    axes, legend = draw(tmp_path)
+    assert band in legend
+    (path,) = axes["Hopper-v4"].collections[0].get_paths()
+    low, high = path.vertices[path.vertices[:, 0] == 1000, 1].min(), path.vertices[:, 1].max()
+    assert (low == 50 and high == 50 * seeds) == (seeds == 3)
+
+
 def test_bootstrap_interval_is_about_four_standard_errors_wide():
     values = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
     low, high = plot_curves.bootstrap_interval(np.mean, values)
