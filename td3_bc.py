@@ -1,7 +1,7 @@
 """TD3+BC on a fixed dataset: the policy climbs the critic and stays near the data's actions.
 
 Networks and protocol are those of TD3-C's experiments; --network relu --normalize-obs is TD3+BC as published.
-What it leaves, td3_c.py finetunes.
+td3_c.py finetunes its checkpoints.
 
 Papers: TD3+BC, Fujimoto & Gu 2021 (arXiv 2106.06860); TD3, Fujimoto et al. 2018 (arXiv 1802.09477); TD3-C,
 Luo et al. 2023 (arXiv 2303.17396). Option: the Q-filter.
@@ -890,8 +890,9 @@ class Run:
     def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
         if kind is torch.OutOfMemoryError and self.replay:
             self.save()
-        for process in active_children() if self.pending else []:  # nobody waits for these evaluations
-            process.kill()
+        if self.pending:  # nobody waits for these evaluations
+            for process in active_children():
+                process.kill()
         status = {None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed")
         with suppress(OSError), self.at_exit:  # of a full disk
             self.set_status(status)

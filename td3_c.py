@@ -1130,8 +1130,9 @@ class Run:
     def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
         if kind is torch.OutOfMemoryError and self.replay:
             self.save()
-        for process in active_children() if self.pending else []:  # nobody waits for these evaluations
-            process.kill()
+        if self.pending:  # nobody waits for these evaluations
+            for process in active_children():
+                process.kill()
         status = {None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed")
         with suppress(OSError), self.at_exit:  # of a full disk
             self.set_status(status)

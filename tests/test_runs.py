@@ -429,6 +429,7 @@ m.main(tyro.cli(m.Args, args=sys.argv[1:]))"""
 def start(script, arguments, cores=2):
     """A run in a session of its own, as a scheduler starts it."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONUNBUFFERED"] = "1"
     command = [sys.executable, "-c", PROGRAM.format(script, cores), *arguments.split()]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
@@ -564,9 +565,11 @@ def test_a_hang_up_stops_a_run_unless_it_is_ignored_as_under_nohup(call, monkeyp
 def test_a_second_ctrl_c_does_not_wait_for_evaluations(call):
     process = start("sac_scratch", f"{SCRATCH} --env odd_envs:SlowEvaluation-v0 --online-steps 100000")
     wait_for(lambda: any(Path("runs").rglob("checkpoint.pt")), process)
-    for _ in range(2):
-        time.sleep(3)
-        process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    while "stopping after this step" not in process.stdout.readline():  # so that two do not become one
+        assert process.poll() is None
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
     assert "nothing was saved to go on from" in finish(process) and process.returncode == 128 + signal.SIGINT
     wait_until_gone(process.pid, seconds=30)
 
